@@ -1,0 +1,383 @@
+"""Video files in and out: mp4 bytes from frames, frames from any local video, and pictures for people to look at.
+
+Frames are uint8 RGB arrays [T, H, W, 3] (T pixel frames, H height, W width) everywhere. Notable:
+
+- One ffmpeg process a clip, single-threaded: for a 32x32 clip the cost is the process spawn. No ffprobe is needed, the
+  binary that imageio-ffmpeg carries has none.
+- Encoding is bit-reproducible on one ffmpeg binary; another version may write other bytes for the same frames, which is
+  why tables keep a digest of the frames next to the digest of the file.
+- Decoding treats every file as hostile: local files only, containers by whitelist (a text file or a playlist renamed to
+  .mp4 is refused, also one that names other files), and whatever ffmpeg calls an error rejects the clip. A file that
+  decodes "mostly" would otherwise put grey blocks or a short clip into a data set.
+"""
+
+import io
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ffmpeg as ffmpeg_commands
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image, ImageFont
+
+Source = Path | str | bytes
+
+# Containers of real video. Playlists (hls, concat, dash) and still images (png_pipe, image2) are left out on purpose.
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf"
+MAX_DECODED_BYTES = 4 * 2**30  # of one clip, as RGB: about 3,500 frames of 832x480
+SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+
+class VideoError(ValueError):
+    """A video that cannot be read or written; the message names the file and what ffmpeg said."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of its first video stream. Width and height are pixels as shown, after rotation."""
+
+    width: int
+    height: int
+    fps: float | None  # average; None where the container does not say
+    duration: float | None  # seconds; None where the container does not say
+    codec: str
+    rotation: int  # degrees clockwise that a player turns the stored picture: 0, 90, 180 or 270
+
+
+def ffmpeg() -> str:
+    """Path of the ffmpeg binary: the one on PATH, else the one that imageio-ffmpeg carries."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise VideoError("no ffmpeg binary found; install ffmpeg or `pip install imageio-ffmpeg`") from error
+
+
+def encode_video(frames: np.ndarray, fps: float, crf: int = 12) -> bytes:
+    """mp4 (H.264, faststart, BT.709 limited range) of frames [T, H, W, 3]; the same bytes for the same input.
+
+    Even sizes are yuv420p, which every player shows. Where a side is odd the chroma cannot be halved, and padding or
+    cropping would change the clip: those are yuv444p, which browsers may refuse and everything else plays.
+    Raises VideoError for another dtype, shape or rate.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T >= 1, saw {frames.dtype} {list(frames.shape)}")
+    if not 0 < fps <= 1000:
+        raise VideoError(f"fps must be in (0, 1000], saw {fps!r}")
+    height, width = frames.shape[1:3]
+    pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+    rate = str(Fraction(fps).limit_denominator(1001))
+    with tempfile.TemporaryDirectory(prefix="bagger-video-") as folder:
+        # A pipe cannot be rewound, and faststart moves the index to the front at the end.
+        target = Path(folder, "clip.mp4")
+        command = ffmpeg_commands.input(
+            "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=rate
+        ).output(
+            str(target),
+            vf=f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER},format={pixels}",
+            vcodec="libx264",
+            preset="veryfast",
+            crf=crf,
+            threads=1,
+            movflags="+faststart",
+            map_metadata=-1,
+            fflags="+bitexact",
+            **{"flags:v": "+bitexact"},
+            colorspace="bt709",
+            color_primaries="bt709",
+            color_trc="bt709",
+            color_range="tv",
+        )
+        _ffmpeg(command, f"new clip of {len(frames)} frames {width}x{height}", stdin=frames.tobytes())
+        return target.read_bytes()
+
+
+def decode_video(
+    source: Source,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> np.ndarray:
+    """Frames [T, height, width, 3] of the first video stream of a local file or of a file's bytes.
+
+    Rotation metadata and non-square pixels are applied, then the picture is resized to cover height x width and cropped
+    about its centre; without both the size stays. With fps the frames are resampled in time (nearest); without it they
+    are all kept as stored, also where the rate varies. At most max_frames are read. Sound is ignored.
+    Raises VideoError for whatever is not an intact video, naming the file.
+    """
+    if (height is None) != (width is None):
+        raise VideoError(f"height and width go together, saw height={height!r}, width={width!r}")
+    name = _name(source)
+    with _opened(source) as (url, stdin, protocol):
+        if height is None:
+            info = _probe(url, stdin, protocol, name)
+            height, width = info.height, info.width
+        # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
+        timing = f"fps={Fraction(fps).limit_denominator(1001)}" if fps else "settb=1/25,setpts=N,fps=25"
+        filters = (
+            f"{timing},scale=w='max(1,round(iw*if(sar,sar,1)))':h=ih,setsar=1,"
+            f"scale=w={width}:h={height}:force_original_aspect_ratio=increase:flags={SCALER},"
+            f"format=rgb24,crop={width}:{height}"
+        )
+        output: dict[str, Any] = {"fs": MAX_DECODED_BYTES}
+        if max_frames is not None:
+            output["frames:v"] = max_frames
+        command = _input(url, protocol).output("pipe:1", format="rawvideo", map="0:V:0", vf=filters, **output)
+        raw = _ffmpeg(command, name, stdin=stdin)
+    size = height * (width or 0) * 3
+    if len(raw) >= MAX_DECODED_BYTES:
+        raise VideoError(f"{name}: more than {MAX_DECODED_BYTES} bytes of frames; cut it or pass max_frames")
+    if not raw or len(raw) % size:
+        raise VideoError(f"{name}: no frames in it" if not raw else f"{name}: ffmpeg stopped within a frame")
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width or 0, 3).copy()
+
+
+def probe(source: Source) -> VideoInfo:
+    """What the container says, without decoding. Raises VideoError where there is no video stream."""
+    with _opened(source) as (url, stdin, protocol):
+        return _probe(url, stdin, protocol, _name(source))
+
+
+def _probe(url: str, stdin: bytes | None, protocol: str, name: str) -> VideoInfo:
+    command = _input(url, protocol).output("pipe:1", format="null", map="0:V:0", vcodec="copy", t=0)
+    said = _ffmpeg(command, name, stdin=stdin, level="info")
+    # Metadata of the file is printed deeper (4 spaces and more), so a title cannot pose as a stream.
+    streams = re.findall(r"^  Stream #0:.*?: Video: .*(?:\n    .*)*", said.decode(errors="replace"), re.M)
+    stream = next((text for text in streams if "(attached pic)" not in text.splitlines()[0]), "")
+    line, *below = stream.splitlines() or [""]
+    size = re.search(r", (\d+)x(\d+)\b", line)
+    codec = re.search(r": Video: (\w+)", line)
+    if not size or not codec:
+        raise VideoError(f"{name}: no video stream")
+    width, height = int(size[1]), int(size[2])
+    if shape := re.search(r"\bSAR (\d+):(\d+)", line):
+        width = max(1, round(width * int(shape[1]) / int(shape[2])))
+    turned = next((m for text in below if (m := re.match(r"\s+displaymatrix: rotation of (-?[\d.]+)", text))), None)
+    rotation = round(-float(turned[1])) % 360 if turned else 0  # ffmpeg prints anticlockwise degrees
+    if rotation % 180 == 90:
+        width, height = height, width
+    rate = re.search(r", ([\d.]+)(k?) fps\b", line)
+    length = re.search(rb"^  Duration: (\d+):(\d+):([\d.]+)", said, re.M)
+    return VideoInfo(
+        width=width,
+        height=height,
+        fps=float(rate[1]) * (1000 if rate[2] else 1) if rate else None,
+        duration=int(length[1]) * 3600 + int(length[2]) * 60 + float(length[3]) if length else None,
+        codec=codec[1],
+        rotation=rotation,
+    )
+
+
+def _input(url: str, protocol: str) -> Any:
+    return ffmpeg_commands.input(
+        url, protocol_whitelist=protocol, format_whitelist=CONTAINERS, threads=1, err_detect="+crccheck"
+    )
+
+
+def _ffmpeg(command: Any, name: str, *, stdin: bytes | None = None, level: str = "error") -> bytes:
+    """Run a command; its stdout, or with level 'info' what it logged. Anything logged as an error raises VideoError."""
+    stopper: tuple[str, ...] = () if stdin is not None else ("-nostdin",)
+    flags = ("-hide_banner", "-loglevel", f"level+{level}", "-xerror", "-filter_threads", "1", *stopper)
+    done = subprocess.run(
+        command.global_args(*flags).compile(cmd=ffmpeg()),
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+    )
+    lines = done.stderr.decode(errors="replace").splitlines()
+    errors = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]
+    if done.returncode or errors:
+        said = re.sub(r"\[[^\]]*(?: @ 0x[0-9a-f]+|error|fatal|panic)\] *", "", (errors or lines or ["nothing"])[0])
+        raise VideoError(f"{name}: ffmpeg says: {said.strip()[:300]} (exit status {done.returncode})")
+    if level == "error":
+        return done.stdout
+    return re.sub(rb"^\[info\] |(?<=\n)\[info\] ", b"", done.stderr)
+
+
+def _name(source: Source) -> str:
+    return f"video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+@contextmanager
+def _opened(source: Source) -> "Iterator[tuple[str, bytes | None, str]]":
+    """(url, stdin, protocol) for ffmpeg. Bytes go through a pipe where the index comes first, else through a file."""
+    name = _name(source)
+    if isinstance(source, bytes):
+        if _index_first(io.BytesIO(source), len(source), name):
+            yield "pipe:0", source, "pipe"
+            return
+        with tempfile.NamedTemporaryFile(prefix="bagger-video-") as file:
+            file.write(source)
+            file.flush()
+            yield f"file:{file.name}", None, "file"
+        return
+    path = Path(source).absolute()
+    if not path.is_file():
+        raise VideoError(f"{name}: {'not a regular file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as stream:
+            _index_first(stream, path.stat().st_size, name)
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be read: {error.strerror}") from error
+    yield f"file:{path}", None, "file"
+
+
+def _index_first(stream: Any, total: int, name: str) -> bool:
+    """Whether this is an mp4 whose index (moov) precedes its media (mdat). Raises VideoError where the file is cut short.
+
+    ffmpeg takes an mp4 that ends on a packet's border for a shorter clip and says nothing; the boxes know their sizes.
+    """
+    if total == 0:
+        raise VideoError(f"{name}: the file is empty")
+    kinds: list[bytes] = []
+    position = 0
+    while position + 8 <= total:
+        stream.seek(position)
+        header = stream.read(16)
+        size, kind = int.from_bytes(header[:4]), header[4:8]
+        if not kinds and kind not in (b"ftyp", b"moov", b"wide", b"free", b"skip", b"mdat", b"styp"):
+            return False  # another container
+        if size == 1:
+            size = int.from_bytes(header[8:16])
+        elif size == 0:  # up to the end of the file
+            size = total - position
+        if size < 8 or position + size > total:
+            box = kind.decode("latin-1")
+            raise VideoError(f"{name}: cut short: its {box!r} box needs {position + size} bytes, the file has {total}")
+        kinds.append(kind)
+        position += size
+    return b"moov" in kinds and (b"mdat" not in kinds or kinds.index(b"moov") < kinds.index(b"mdat"))
+
+
+# ---- pictures for people
+
+
+def contact_sheet(
+    clips: Sequence[np.ndarray],
+    *,
+    columns: int = 8,
+    labels: Sequence[str] | None = None,
+    scale: int | None = None,
+) -> bytes:
+    """PNG: one row a clip [T, H, W, 3], its label above, `columns` frames spread evenly from the first to the last.
+
+    Frames are enlarged by `scale` without smoothing; by default small ones to about 96 pixels. Clips may differ in
+    length and size. Raises VideoError for no clips or a wrong number of labels.
+    """
+    from PIL import Image, ImageDraw
+
+    if not clips or columns < 1:
+        raise VideoError(f"a contact sheet needs a clip and a column, saw {len(clips)} clips, {columns} columns")
+    if labels is not None and len(labels) != len(clips):
+        raise VideoError(f"a contact sheet of {len(clips)} clips needs as many labels, saw {len(labels)}")
+    strips = []
+    for clip in clips:
+        shown = clip[np.linspace(0, len(clip) - 1, min(columns, len(clip))).round().astype(int)]
+        zoom = scale or max(1, round(96 / clip.shape[1]))
+        strips.append(np.concatenate([np.pad(_enlarge(frame, zoom), ((1, 1), (1, 1), (0, 0))) for frame in shown], 1))
+    head = 18 if labels is not None else 0
+    width = max(strip.shape[1] for strip in strips)
+    canvas = Image.new("RGB", (width, sum(strip.shape[0] + head for strip in strips)), "black")
+    draw, font = ImageDraw.Draw(canvas), _font(12)
+    top = 0
+    for index, strip in enumerate(strips):
+        if labels is not None:
+            draw.text((3, top + 2), _shorten(labels[index], font, width - 6), "white", font)
+        canvas.paste(Image.fromarray(strip), (0, top + head))
+        top += strip.shape[0] + head
+    return _png(canvas)
+
+
+def grid_video(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    fps: float,
+    *,
+    scale: int = 4,
+    titles: Sequence[str] | None = None,
+    crf: int = 16,
+) -> bytes:
+    """mp4 of clips side by side: a row for each labelled source, a column for each prompt (title above, if given).
+
+    All clips share height and width and are enlarged `scale` times without smoothing; shorter ones hold their last frame.
+    Raises VideoError where rows differ in the number of clips, or clips in size.
+    """
+    from PIL import Image, ImageDraw
+
+    counts = {label: len(clips) for label, clips in rows.items()}
+    if not rows or len(set(counts.values())) != 1 or not min(counts.values()):
+        raise VideoError(f"every row of the grid needs the same number of clips, at least one; saw {counts}")
+    sizes = {clip.shape[1:3] for clips in rows.values() for clip in clips}
+    columns = next(iter(counts.values()))
+    if len(sizes) != 1 or (titles is not None and len(titles) != columns):
+        raise VideoError(f"a grid needs clips of one size and a title a column; saw {sorted(sizes)}, titles {titles}")
+    ((height, width),) = sizes
+    cell_h, cell_w, gap = height * scale, width * scale, 2
+    font = _font(13)
+    left = 8 + max(int(font.getlength(_shorten(label, font, 240))) for label in rows)
+    head = 20 if titles is not None else 0
+    # An even size, so that every player shows it.
+    total = (head + len(rows) * (cell_h + gap) + 1) // 2 * 2, (left + columns * (cell_w + gap) + 1) // 2 * 2
+    canvas = Image.new("RGB", (total[1], total[0]), "black")
+    draw = ImageDraw.Draw(canvas)
+    for index, title in enumerate(titles or ()):
+        draw.text((left + index * (cell_w + gap) + 2, 2), _shorten(title, font, cell_w - 4), "white", font)
+    for index, label in enumerate(rows):
+        draw.text(
+            (4, head + index * (cell_h + gap) + cell_h // 2 - 8), _shorten(label, font, 240), "white", font
+        )
+    length = max(len(clip) for clips in rows.values() for clip in clips)
+    frames = np.repeat(np.asarray(canvas)[None], length, 0)
+    for i, clips in enumerate(rows.values()):
+        for j, clip in enumerate(clips):
+            held = clip[np.minimum(np.arange(length), len(clip) - 1)]
+            y, x = head + i * (cell_h + gap), left + j * (cell_w + gap)
+            frames[:, y : y + cell_h, x : x + cell_w] = _enlarge(held, scale)
+    return encode_video(frames, fps, crf)
+
+
+def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+    """[..., H, W, 3] -> [..., H*scale, W*scale, 3], nearest."""
+    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":
+    """DejaVu Sans, which matplotlib carries and which knows most alphabets; else Pillow's own."""
+    from PIL import ImageFont
+
+    spec = find_spec("matplotlib")  # finds the folder without importing it
+    path = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec and spec.origin else None
+    return ImageFont.truetype(path, size) if path and path.is_file() else ImageFont.load_default(size)
+
+
+def _shorten(text: str, font: Any, width: int) -> str:
+    """One line of at most `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _png(image: "Image.Image") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
