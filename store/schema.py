@@ -1,0 +1,186 @@
+"""The tables of the store: every column, its type and what it means.
+
+Notable: each field carries its meaning as metadata (`doc`), each schema its version, so a table describes itself
+wherever it ends up. A column is nullable only where "unknown" or "does not apply" is a possible answer.
+Per-round tables are named `<base>_<round>` (`rollouts_r1`); `table_schema` knows the schema and key of any name.
+"""
+
+import re
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+VERSION_KEY = b"bagger.schema_version"
+
+_text, _real, _count = pa.string(), pa.float32(), pa.int32()
+
+
+def _field(name: str, kind: pa.DataType, doc: str, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={b"doc": doc.encode()})
+
+
+def _schema(*fields: pa.Field) -> pa.Schema:
+    return pa.schema(list(fields), metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+_RUN = _field("run_id", _text, "the stage run that made this row (table runs)")
+_PROMPT = _field("prompt", _text, "caption of the video as it plays")
+_SHAPE = [
+    _field("fps", pa.float64(), "frames per second"),
+    _field("num_frames", _count, "pixel frames"),
+    _field("height", _count, "pixels"),
+    _field("width", _count, "pixels"),
+]
+_VIDEO = [
+    _field("video", pa.large_binary(), "mp4 bytes"),
+    _field("video_sha256", _text, "sha256 of the mp4 bytes"),
+    _field("frames_sha256", _text, "sha256 of the uint8 RGB frames [T,H,W,3] before encoding"),
+    _field("latents", pa.large_binary(), "normalised latents, float16 little-endian, C order"),
+    _field("latents_shape", pa.list_(pa.int32()), "[C,F,h,w]"),
+    _field("vae_digest", _text, "the VAE that made the latents"),
+]
+_FEATURES = ("saturation", "contrast", "sharpness", "motion")
+_ORACLE = [
+    _field("oracle_object_present", _real, "share of the toy world's objects still there", null=True),
+    _field("oracle_color_error", _real, "toy world: colour error of the objects", null=True),
+    _field("oracle_position_error", _real, "toy world: position error of the objects", null=True),
+    _field("oracle_background_error", _real, "toy world: background error", null=True),
+]
+
+
+def _drift(null: bool) -> list[pa.Field]:
+    parts = [_field(f"drift_{f}", _real, f"signed {f} drift in units of natural variation", null) for f in _FEATURES]
+    return [*parts, _field("drift", _real, "two-sided rms of the parts, >= 0, in generation order", null)]
+
+
+SEED = _schema(
+    _field("clip_id", _text, "seed-…"),
+    _field("kind", _text, "seed"),
+    _field("split", _text, "train or heldout"),
+    _PROMPT,
+    _field("source_path", _text, "file, relative to the source folder"),
+    _field("source_sha256", _text, "sha256 of the source file"),
+    _field("license", _text, "licence as the source states it", null=True),
+    _field("extra", _text, "JSON of the source's other metadata columns"),
+    *_SHAPE,
+    *_VIDEO,
+    _RUN,
+)
+
+ROLLOUTS = _schema(
+    _field("rollout_id", _text, "rollout-…"),
+    _field("round", _text, "r1 …"),
+    _field("seed_clip_id", _text, "the seed clip whose true first chunk is the prefix"),
+    _field("model_digest", _text, "the model that generated, model-…"),
+    _PROMPT,
+    _field("settings", _text, "JSON of sampler and window settings"),
+    _field("rng_name", _text, "name from which every random number is derived"),
+    *_SHAPE,
+    _field("prefix_frames", _count, "true pixel frames at the start"),
+    _field("prefix_latents", _count, "true latent frames at the start"),
+    _field("chunk_latents", _count, "latent frames generated at a time"),
+    *_VIDEO,
+    _RUN,
+)
+
+SCORES = _schema(
+    _field("rollout_id", _text, "rollout-…"),
+    _field("round", _text, "r1 …"),
+    _field("scorer", _text, "name@version"),
+    *[_field(f, pa.list_(_real), f"{f} per frame, in generation order") for f in _FEATURES],
+    *[_field(f"delta_{f}", _real, f"generated minus own real prefix, signed {f}") for f in _FEATURES],
+    *_drift(null=False),
+    _field("gate", _text, "empty = passed, otherwise the reason of the hard failure"),
+    *_ORACLE,
+    _RUN,
+)
+
+CLIPS = _schema(
+    _field("clip_id", _text, "clip-…"),
+    _field("kind", _text, "corrective"),
+    _field("round", _text, "r1 …"),
+    _field("rollout_id", _text, "the rollout played backwards"),
+    _field("seed_clip_id", _text, "the seed clip of that rollout"),
+    _field("model_digest", _text, "the model of that rollout"),
+    _PROMPT,
+    _field("source_prompt", _text, "prompt of the rollout, before rewriting"),
+    _field("rewrite_id", _text, "rewrite-…"),
+    _field("rewriter_kind", _text, "toy-grammar, prefix …"),
+    _field("rewriter_version", _text, "version of the rewriter"),
+    _field("reversal_class", _text, "invariant, equivariant, novel, irreversible or unknown"),
+    _field("marker_style", _text, "prefix, inverted or none"),
+    _field("fallback_from", _text, "the rewriter that gave up, if one did", null=True),
+    _field("raw_output", _text, "what the rewriter answered, unedited"),
+    _field("verdicts", _text, "JSON list of {name, pass}"),
+    _field("attempts", _count, "rewriting attempts"),
+    *_SHAPE,
+    *_VIDEO,
+    _RUN,
+)
+
+
+def _maybe(name: str, doc: str) -> pa.Field:
+    return _field(name, _text, doc + "; null where it does not apply", null=True)
+
+
+CATALOG = _schema(
+    _field("clip_id", _text, "seed-… or clip-…"),
+    _field("kind", _text, "seed or corrective"),
+    _field("split", _text, "train or heldout"),
+    _field("round", _text, "r0 for seed clips"),
+    _PROMPT,
+    _maybe("source_prompt", "prompt before rewriting"),
+    *_drift(null=True),
+    *_ORACLE,
+    _maybe("gate", "empty = passed, otherwise the hard failure"),
+    _maybe("reversal_class", "what reversal does to the caption's meaning"),
+    _maybe("marker_style", "how the prompt marks reversal"),
+    _maybe("rewriter_kind", "which rewriter"),
+    _maybe("rollout_id", "parent rollout"),
+    _maybe("seed_clip_id", "seed clip of the rollout"),
+    _maybe("rewrite_id", "the prompt's rewrite"),
+    _maybe("model_digest", "the model that generated"),
+    _RUN,
+    _field("table", _text, "sealed table that holds the row with video and latents"),
+    *_SHAPE,
+    _field("video_sha256", _text, "sha256 of the mp4 bytes"),
+)
+
+RUNS = _schema(
+    _field("run_id", _text, "run-…"),
+    _field("stage", _text, "base, seed, rollout …"),
+    _maybe("round", "round of the stage"),
+    _field("params", _text, "JSON of the stage's params"),
+    _field("inputs", _text, "JSON of input digests and ids"),
+    _field("outputs", _text, "JSON of output digests, ids and counts"),
+    _maybe("git_commit", "commit of the code"),
+    _field("packages", _text, "JSON of package versions"),
+    _maybe("flow_run_id", "Prefect flow run"),
+    _field("device", _text, "cpu, cuda …"),
+    _field("host", _text, "machine name"),
+    _field("started_at", _text, "ISO 8601"),
+    _field("seconds", pa.float64(), "wall time"),
+)
+
+_TABLES = {"seed": (SEED, "clip_id"), "catalog": (CATALOG, "clip_id"), "runs": (RUNS, "run_id")}
+_ROUND_TABLES = {"rollouts": (ROLLOUTS, "rollout_id"), "scores": (SCORES, "rollout_id"), "clips": (CLIPS, "clip_id")}
+_STAGES = {"seed": "seed", "catalog": "catalog", "runs": "catalog"}
+_ROUND_STAGES = {"rollouts": "rollout", "scores": "score", "clips": "correct"}
+_NAME = re.compile(r"(?P<base>rollouts|scores|clips)_(?P<round>r[1-9][0-9]*)")
+
+
+def table_schema(name: str) -> tuple[pa.Schema, str]:
+    """Schema and key column of a table by name (`seed`, `rollouts_r1`, …). Raises ValueError for any other name."""
+    if match := _NAME.fullmatch(name):
+        return _ROUND_TABLES[match["base"]]
+    if name in _TABLES:
+        return _TABLES[name]
+    raise ValueError(f"no table is called {name!r}; tables: seed, rollouts_rK, scores_rK, clips_rK, catalog, runs")
+
+
+def table_stage(name: str) -> str:
+    """The DVC stage that writes a table: `rollouts_r1` -> `rollout@r1`. Raises ValueError as `table_schema`."""
+    table_schema(name)
+    if match := _NAME.fullmatch(name):
+        return f"{_ROUND_STAGES[match['base']]}@{match['round']}"
+    return _STAGES[name]
