@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ffmpeg as ffmpeg_commands
+import ffmpeg as ffmpeg_commands  # type: ignore[import-untyped]
 import numpy as np
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ffmpeg() -> str:
     found = shutil.which("ffmpeg")
     if found:
         return found
-    import imageio_ffmpeg
+    import imageio_ffmpeg  # type: ignore[import-untyped]
 
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -160,7 +160,7 @@ def _probe(url: str, stdin: bytes | None, protocol: str, name: str) -> VideoInfo
     command = _input(url, protocol).output("pipe:1", format="null", map="0:V:0", vcodec="copy", t=0)
     said = _ffmpeg(command, name, stdin=stdin, level="info")
     # Metadata of the file is printed deeper (4 spaces and more), so a title cannot pose as a stream.
-    streams = re.findall(r"^  Stream #0:.*?: Video: .*(?:\n    .*)*", said.decode(errors="replace"), re.M)
+    streams = re.findall(r"^  Stream #0:.*?: Video: .*(?:\n    .*)*", said.decode(errors="replace"), re.MULTILINE)
     stream = next((text for text in streams if "(attached pic)" not in text.splitlines()[0]), "")
     line, *below = stream.splitlines() or [""]
     size = re.search(r", (\d+)x(\d+)\b", line)
@@ -175,7 +175,7 @@ def _probe(url: str, stdin: bytes | None, protocol: str, name: str) -> VideoInfo
     if rotation % 180 == 90:
         width, height = height, width
     rate = re.search(r", ([\d.]+)(k?) fps\b", line)
-    length = re.search(rb"^  Duration: (\d+):(\d+):([\d.]+)", said, re.M)
+    length = re.search(rb"^  Duration: (\d+):(\d+):([\d.]+)", said, re.MULTILINE)
     return VideoInfo(
         width=width,
         height=height,
@@ -201,6 +201,7 @@ def _ffmpeg(command: Any, name: str, *, stdin: bytes | None = None, level: str =
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
+        check=False,
     )
     lines = done.stderr.decode(errors="replace").splitlines()
     errors = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]
@@ -271,11 +272,7 @@ def _index_first(stream: Any, total: int, name: str) -> bool:
 
 
 def contact_sheet(
-    clips: Sequence[np.ndarray],
-    *,
-    columns: int = 8,
-    labels: Sequence[str] | None = None,
-    scale: int | None = None,
+    clips: Sequence[np.ndarray], *, columns: int = 8, labels: Sequence[str] | None = None, scale: int | None = None
 ) -> bytes:
     """PNG: one row a clip [T, H, W, 3], its label above, `columns` frames spread evenly from the first to the last.
 
@@ -334,15 +331,13 @@ def grid_video(
     left = 8 + max(int(font.getlength(_shorten(label, font, 240))) for label in rows)
     head = 20 if titles is not None else 0
     # An even size, so that every player shows it.
-    total = (head + len(rows) * (cell_h + gap) + 1) // 2 * 2, (left + columns * (cell_w + gap) + 1) // 2 * 2
+    total = ((head + len(rows) * (cell_h + gap) + 1) // 2 * 2, (left + columns * (cell_w + gap) + 1) // 2 * 2)
     canvas = Image.new("RGB", (total[1], total[0]), "black")
     draw = ImageDraw.Draw(canvas)
     for index, title in enumerate(titles or ()):
         draw.text((left + index * (cell_w + gap) + 2, 2), _shorten(title, font, cell_w - 4), "white", font)
     for index, label in enumerate(rows):
-        draw.text(
-            (4, head + index * (cell_h + gap) + cell_h // 2 - 8), _shorten(label, font, 240), "white", font
-        )
+        draw.text((4, head + index * (cell_h + gap) + cell_h // 2 - 8), _shorten(label, font, 240), "white", font)
     length = max(len(clip) for clips in rows.values() for clip in clips)
     frames = np.repeat(np.asarray(canvas)[None], length, 0)
     for i, clips in enumerate(rows.values()):
