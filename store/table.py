@@ -12,17 +12,11 @@ Notable:
 """
 
 import contextlib
-import difflib
-import hashlib
-import json
 import math
 import os
-import shutil
-import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,35 +25,29 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from store.digest import digest
-from store.schema import SCHEMA_VERSION, VERSION_KEY, table_schema, table_stage
+from store.dataset import LANCE_ERRORS, open_dataset, place, staged, write_fresh
+from store.errors import StoreError, few, nearest
+from store.manifest import Manifest, Tally, columns_of, read_manifest, write_manifest
+from store.schema import table_schema, table_stage
+
+__all__ = [
+    "Manifest",
+    "StoreError",
+    "WorkingTable",
+    "content_manifest",
+    "open_table",
+    "pack_latents",
+    "read_manifest",
+    "read_table",
+    "row",
+    "row_offsets",
+    "rows_to_table",
+    "table_names",
+    "unpack_latents",
+    "write_manifest",
+]
 
 _PRIMARY_KEY = b"lance-schema:unenforced-primary-key"
-_SEALING = ".sealing"  # inside the store folder, so that the last step is a rename on one filesystem
-_MODULUS = 2**256
-# What Lance raises for damage and conflicts is spread over these.
-_LANCE_ERRORS = (OSError, ValueError, RuntimeError, pa.ArrowException)
-
-
-class StoreError(ValueError):
-    """A user-facing error of the store; the message names the table or file, what was seen and how to mend it."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a sealed table holds, and nothing that two equal runs would write differently."""
-
-    table: str
-    rows: int
-    schema_version: int
-    schema_digest: str
-    digest: str
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean …?' for error messages; empty if nothing is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -107,20 +95,20 @@ class WorkingTable:
         """
         store_dir, expected = Path(store_dir), list(expected_ids)
         if len(set(expected)) != len(expected):
-            raise StoreError(f"table {self.name}: expected ids are doubled: {_few(_doubled(expected))}")
+            raise StoreError(f"table {self.name}: expected ids are doubled: {few(_doubled(expected))}")
         keys = self._keys()
         if doubled := sorted(set(_doubled(keys)) & set(expected)):
-            raise StoreError(f"table {self.name} in {self.folder}: doubled rows: {_few(doubled)}")
+            raise StoreError(f"table {self.name} in {self.folder}: doubled rows: {few(doubled)}")
         if absent := sorted(set(expected) - set(keys)):
             raise StoreError(
                 f"table {self.name} in {self.folder} cannot be sealed: {len(absent)} of {len(expected)} rows "
-                f"are missing: {_few(absent)}; run the stage again to make them"
+                f"are missing: {few(absent)}; run the stage again to make them"
             )
         self._create()  # a table of no rows seals too
         offsets = {key: offset for offset, key in enumerate(keys)}
         order = [offsets[key] for key in sorted(expected)]
         with staged(store_dir, self.name) as staging:
-            tally = _Tally(self.name, self.schema)
+            tally = Tally(self.name, self.schema)
             batches = tally.over(_in_order(self._open(), order, self.schema))
             write_fresh(batches, self.schema, staging)
             manifest = tally.manifest()
@@ -149,8 +137,8 @@ class WorkingTable:
 
     def _check(self) -> None:
         found = self._open().schema
-        if _shape(found) != _shape(self.schema):
-            names = {f[0] for f in set(_shape(found)) ^ set(_shape(self.schema))}
+        if columns_of(found) != columns_of(self.schema):
+            names = {f[0] for f in set(columns_of(found)) ^ set(columns_of(self.schema))}
             raise StoreError(
                 f"working table {self.path} was begun with other columns ({', '.join(sorted(names)) or 'order'}); "
                 f"delete {self.folder} and run the stage again"
@@ -169,7 +157,7 @@ def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, key: str, n
     """Rows as an Arrow table of exactly `schema`, checked value by value (see `WorkingTable.upsert`)."""
     keys = [row.get(key) for row in rows]
     if doubled := _doubled([str(k) for k in keys]):
-        raise StoreError(f"table {name}: the same {key} twice in one write: {_few(doubled)}")
+        raise StoreError(f"table {name}: the same {key} twice in one write: {few(doubled)}")
     known = set(schema.names)
     for row in rows:
         if unknown := [column for column in row if column not in known]:
@@ -195,124 +183,14 @@ def _scalar(value: Any, field: pa.Field, name: str, key: Any) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------- sealing, step by step
-
-
-@contextlib.contextmanager
-def staged(store_dir: Path, name: str) -> Iterator[Path]:
-    """A fresh path for a table about to be sealed, on the store's own filesystem; nothing is left there after.
-
-    Raises StoreError before anything is touched if a sealed table of that name is of a newer schema.
-    """
-    target = store_dir / f"{name}.lance"
-    if target.exists():
-        open_dataset(target)
-    folder = store_dir / _SEALING
-    staging = folder / f"{name}.lance"
-    shutil.rmtree(staging, ignore_errors=True)  # what a crash left
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(folder / f"{name}.old", ignore_errors=True)
-        with contextlib.suppress(OSError):  # another table is being sealed
-            folder.rmdir()
-
-
-def write_fresh(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> lance.LanceDataset:
-    """A new dataset of one version and one fragment."""
-    reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
-    return lance.write_dataset(reader, str(path), mode="create", max_rows_per_file=2**31 - 1)
-
-
-def place(staging: Path, store_dir: Path, name: str) -> None:
-    """Move a finished table into the store. A folder cannot replace a full one, so an old table steps aside first."""
-    target, aside = store_dir / f"{name}.lance", store_dir / _SEALING / f"{name}.old"
-    shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
-        os.replace(target, aside)
-    os.replace(staging, target)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_manifest(manifest: Manifest, path: Path) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Raises StoreError if the manifest is missing, damaged or of a newer schema."""
-    path = Path(path)
-    try:
-        manifest = Manifest(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise StoreError(f"no manifest {path}; make it with `dvc repro` or fetch it with `dvc pull`") from None
-    except (ValueError, TypeError) as error:
-        raise StoreError(f"manifest {path} is damaged ({error}); run `dvc checkout` or `dvc repro`") from error
-    _check_version(manifest.schema_version, path)
-    return manifest
-
-
 def content_manifest(store_dir: Path, name: str) -> Manifest:
     """The manifest of a sealed table, computed anew from its rows."""
     dataset = open_table(store_dir, name)
     schema, _ = table_schema(name)
-    tally = _Tally(name, schema)
+    tally = Tally(name, schema)
     for _batch in tally.over(dataset.to_batches(columns=schema.names, batch_size=_batch_rows(schema))):
         pass
     return tally.manifest()
-
-
-class _Tally:
-    """Row count and content digest of batches streaming by: the sum of row hashes, so order plays no part."""
-
-    def __init__(self, name: str, schema: pa.Schema):
-        self.name, self.schema, self.rows, self.sum = name, schema, 0, 0
-
-    def over(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        names = sorted(self.schema.names)
-        for batch in batches:
-            columns = [batch.column(column).to_pylist() for column in names]
-            for row in zip(*columns, strict=True):
-                hashed = hashlib.sha256()
-                for column, value in zip(names, row, strict=True):
-                    _feed(hashed, column)
-                    _feed(hashed, value)
-                self.sum = (self.sum + int.from_bytes(hashed.digest(), "big")) % _MODULUS
-            self.rows += batch.num_rows
-            yield batch
-
-    def manifest(self) -> Manifest:
-        shape = digest(sorted(_shape(self.schema)))
-        content = digest({"rows": self.rows, "schema": shape, "sum": f"{self.sum:064x}", "version": SCHEMA_VERSION})
-        return Manifest(self.name, self.rows, SCHEMA_VERSION, shape, content)
-
-
-def _feed(hashed: Any, value: Any) -> None:
-    """Length-prefixed and tagged, so that no two different rows feed the same bytes."""
-    if value is None:
-        hashed.update(b"n")
-    elif isinstance(value, str | bytes):
-        data = value.encode() if isinstance(value, str) else value
-        hashed.update(b"s" + struct.pack("<q", len(data)))
-        hashed.update(data)
-    elif isinstance(value, int):
-        hashed.update(b"i" + struct.pack("<q", value))
-    elif isinstance(value, float):
-        hashed.update(b"f" + struct.pack("<d", math.nan if math.isnan(value) else value))
-    elif isinstance(value, list):
-        hashed.update(b"l" + struct.pack("<q", len(value)))
-        for one in value:
-            _feed(hashed, one)
-    else:
-        raise TypeError(f"no digest is defined for {type(value).__name__}")
 
 
 def _in_order(dataset: lance.LanceDataset, offsets: list[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -327,24 +205,7 @@ def _batch_rows(schema: pa.Schema) -> int:
     return 16 if any(pa.types.is_large_binary(field.type) for field in schema) else 4096
 
 
-def _shape(schema: pa.Schema) -> list[tuple[str, str, bool]]:
-    return [(field.name, str(field.type), field.nullable) for field in schema]
-
-
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def open_dataset(path: Path, version: str | int | None = None) -> lance.LanceDataset:
-    """A Lance dataset, refused with StoreError if damaged, not ours, or written by a newer schema."""
-    try:
-        dataset = lance.dataset(str(path), version=version)
-        metadata = dataset.schema.metadata or {}
-    except _LANCE_ERRORS as error:
-        raise StoreError(f"cannot read table {path}: {str(error).splitlines()[0]}") from error
-    if VERSION_KEY not in metadata:
-        raise StoreError(f"{path} is not a table of this store: its schema has no {VERSION_KEY.decode()!r}")
-    _check_version(int(metadata[VERSION_KEY]), path)
-    return dataset
 
 
 def table_names(store_dir: Path) -> list[str]:
@@ -376,9 +237,11 @@ def read_table(
             raise ValueError("give `where` or `ids`, not both")
         offsets = row_offsets(dataset, name)
         if absent := [one for one in ids if one not in offsets]:
-            raise StoreError(f"table {name} has no row {_few(absent)}{nearest(absent[0], offsets)}")
+            raise StoreError(f"table {name} has no row {few(absent)}{nearest(absent[0], offsets)}")
         return dataset.take([offsets[one] for one in ids], columns=columns)
-    except (OSError, RuntimeError, pa.ArrowException) as error:
+    except StoreError:
+        raise
+    except LANCE_ERRORS as error:
         raise StoreError(f"cannot read table {name} in {store_dir}: {str(error).splitlines()[0]}") from error
 
 
@@ -407,14 +270,6 @@ def open_table(store_dir: Path, name: str, version: str | int | None = None) -> 
     return open_dataset(path, version)
 
 
-def _check_version(version: int, path: Path) -> None:
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} was written by a newer bagger (store schema {version}, this one reads up to {SCHEMA_VERSION}); "
-            "update bagger to read it. Nothing was changed."
-        )
-
-
 # ---------------------------------------------------------------------------------------------------------- latents
 
 
@@ -436,7 +291,3 @@ def unpack_latents(data: bytes, shape: Sequence[int]) -> np.ndarray:
 
 def _doubled(ids: Iterable[str]) -> list[str]:
     return [one for one, times in Counter(ids).items() if times > 1]
-
-
-def _few(ids: Sequence[str]) -> str:
-    return ", ".join(list(ids)[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")

@@ -1,0 +1,19 @@
+"""The one error of the store that is the user's to mend, and the words its messages share."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class StoreError(ValueError):
+    """A user-facing error of the store; the message names the table or file, what was seen and how to mend it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean …?' for error messages; empty if nothing is near."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(list(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
