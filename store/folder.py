@@ -128,7 +128,7 @@ def _by_name(entry: Rejected) -> tuple[str, int, str]:
 
 
 def _walk(root: Path) -> tuple[list[str], list[PurePosixPath], list[Rejected]]:
-    """Videos and metadata files below root, sorted. Hidden files and folders (.git, macOS' ._a.mp4) are not looked at."""
+    """Videos and metadata files below root, sorted. Hidden ones (.git, macOS' ._a.mp4) are not looked at."""
     videos: list[str] = []
     metadata: list[PurePosixPath] = []
     rejected: list[Rejected] = []
@@ -147,7 +147,7 @@ def _walk(root: Path) -> tuple[list[str], list[PurePosixPath], list[Rejected]]:
 
 
 def _rows(root: Path, sheet: PurePosixPath) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """('sheet:line', the row, or the reason why it is none). Raises FolderError where the sheet itself cannot be read."""
+    """('sheet:line', the row, or the reason why it is none). Raises FolderError where the sheet cannot be read."""
     try:
         text = (root / sheet).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -175,7 +175,7 @@ def _rows(root: Path, sheet: PurePosixPath) -> Iterator[tuple[str, dict[str, Any
     try:
         for row in reader:
             where = f"{sheet}:{reader.line_num}"
-            surplus = row.pop(None, ())  # type: ignore[call-overload]
+            surplus = row.pop(None, ())
             fields = [value for value in row.values() if value is not None]
             if surplus or len(fields) < len(columns):
                 seen = len(fields) + len(surplus)

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ffmpeg as ffmpeg_commands  # type: ignore[import-untyped]
+import ffmpeg as ffmpeg_commands
 import numpy as np
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ffmpeg() -> str:
     found = shutil.which("ffmpeg")
     if found:
         return found
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
@@ -170,7 +170,7 @@ def _probe(url: str, stdin: bytes | None, protocol: str, name: str) -> VideoInfo
     width, height = int(size[1]), int(size[2])
     if shape := re.search(r"\bSAR (\d+):(\d+)", line):
         width = max(1, round(width * int(shape[1]) / int(shape[2])))
-    turned = next((m for text in below if (m := re.match(r"\s+displaymatrix: rotation of (-?[\d.]+)", text))), None)
+    turned = re.search(r"^\s+display ?matrix: rotation of (-?[\d.]+)", "\n".join(below), re.MULTILINE | re.IGNORECASE)
     rotation = round(-float(turned[1])) % 360 if turned else 0  # ffmpeg prints anticlockwise degrees
     if rotation % 180 == 90:
         width, height = height, width
@@ -242,7 +242,7 @@ def _opened(source: Source) -> "Iterator[tuple[str, bytes | None, str]]":
 
 
 def _index_first(stream: Any, total: int, name: str) -> bool:
-    """Whether this is an mp4 whose index (moov) precedes its media (mdat). Raises VideoError where the file is cut short.
+    """Whether this is an mp4 whose index (moov) precedes its media (mdat). Raises VideoError for one cut short.
 
     ffmpeg takes an mp4 that ends on a packet's border for a shorter clip and says nothing; the boxes know their sizes.
     """
@@ -313,8 +313,8 @@ def grid_video(
 ) -> bytes:
     """mp4 of clips side by side: a row for each labelled source, a column for each prompt (title above, if given).
 
-    All clips share height and width and are enlarged `scale` times without smoothing; shorter ones hold their last frame.
-    Raises VideoError where rows differ in the number of clips, or clips in size.
+    All clips share height and width and are enlarged `scale` times without smoothing; shorter ones hold their last
+    frame. Raises VideoError where rows differ in the number of clips, or clips in size.
     """
     from PIL import Image, ImageDraw
 

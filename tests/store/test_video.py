@@ -1,0 +1,280 @@
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from store import video
+from store.video import VideoError, contact_sheet, decode_video, encode_video, ffmpeg, grid_video, probe
+
+
+def smooth_clip(num_frames: int = 21, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((num_frames, height, width, 3))
+    smooth = gaussian_filter(noise, (0.5, 3, 3, 0))
+    return ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((a.astype(float) - b) ** 2))))
+
+
+def make(path: Path, *arguments: str, source: str = "testsrc=size=64x48:rate=10:duration=1") -> Path:
+    """A file that ffmpeg itself wrote."""
+    command = [ffmpeg(), "-v", "error", "-y", "-f", "lavfi", "-i", source, "-threads", "1", *arguments, str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+def test_round_trip_keeps_the_picture_and_the_facts():
+    frames = smooth_clip()
+    data = encode_video(frames, fps=8, crf=8)
+    assert psnr(frames, decode_video(data, height=32, width=32)) > 40
+    info = probe(data)
+    assert (info.width, info.height, info.fps, info.codec, info.rotation) == (32, 32, 8, "h264", 0)
+    assert info.duration == pytest.approx(21 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (20, 200, 100)])
+def test_colours_survive(colour):
+    """A wrong matrix or range on one of the two sides shifts saturated colours by 10 to 20 levels."""
+    frames = np.broadcast_to(np.uint8(colour), (3, 32, 32, 3))
+    decoded = decode_video(encode_video(frames, 8)).astype(int)
+    assert np.abs(decoded - np.array(colour)).max() <= 3
+
+
+def test_equal_frames_give_equal_bytes():
+    frames = smooth_clip()
+    assert encode_video(frames, 8) == encode_video(frames.copy(), 8)
+    assert encode_video(frames, 8) != encode_video(frames[::-1], 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (5, 31, 32), (5, 32, 29), (3, 17, 15), (4, 2, 2), (300, 16, 16)])
+def test_any_size_and_length(shape):
+    frames = smooth_clip(*shape)
+    decoded = decode_video(encode_video(frames, 29.97))
+    assert decoded.shape == frames.shape
+    assert psnr(frames, decoded) > 25
+
+
+def test_a_small_clip_costs_little_more_than_the_process():
+    frames = smooth_clip()
+    data = encode_video(frames, 8)
+
+    def best(action) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    spawn = best(lambda: subprocess.run([ffmpeg(), "-version"], capture_output=True))
+    assert best(lambda: encode_video(frames, 8)) < spawn + 0.2
+    assert best(lambda: decode_video(data, height=32, width=32)) < spawn + 0.2
+
+
+CODECS = {
+    "vp9.webm": ["-c:v", "libvpx-vp9", "-cpu-used", "8"],
+    "mpeg4.mp4": ["-c:v", "mpeg4"],
+    "mpeg4.avi": ["-c:v", "mpeg4"],
+    "mjpeg.mov": ["-c:v", "mjpeg", "-pix_fmt", "yuvj420p"],
+    "ten_bit.mp4": ["-c:v", "libx264", "-pix_fmt", "yuv420p10le"],
+    "hevc.mkv": ["-c:v", "libx265", "-x265-params", "log-level=none:pools=none:frame-threads=1"],
+    "mpeg2.mpg": ["-c:v", "mpeg2video", "-r", "25"],
+    "late_index.mp4": ["-c:v", "libx264"],
+    "fragmented.mp4": ["-c:v", "libx264", "-movflags", "frag_keyframe+empty_moov"],
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_whatever_people_have_decodes_from_file_and_from_bytes(tmp_path, name):
+    path = make(tmp_path / name, *CODECS[name])
+    frames = decode_video(path, height=48, width=64)
+    assert len(frames) == (25 if name == "mpeg2.mpg" else 10)
+    reference = decode_video(make(tmp_path / "reference.mkv", "-c:v", "ffv1", "-pix_fmt", "yuv420p"))
+    assert psnr(reference[0], frames[0]) > 25
+    assert np.array_equal(decode_video(path.read_bytes(), height=48, width=64), frames)
+
+
+def test_sound_and_cover_pictures_are_ignored(tmp_path):
+    plain = make(tmp_path / "plain.mp4", "-c:v", "libx264")
+    cover = make(tmp_path / "cover.png", "-frames:v", "1", source="color=red:size=99x77")
+    both = tmp_path / "both.mp4"
+    arguments = [ffmpeg(), "-v", "error", "-i", cover, "-i", plain, "-f", "lavfi", "-i", "sine=duration=1"]
+    arguments += ["-map", "0", "-map", "1", "-map", "2", "-c:v", "copy", "-c:a", "aac"]
+    subprocess.run([*arguments, "-disposition:v:0", "attached_pic", both], check=True, capture_output=True)
+    assert (probe(both).width, probe(both).codec) == (64, "h264")
+    assert np.array_equal(decode_video(both), decode_video(plain))
+    sound = tmp_path / "sound.mp4"
+    subprocess.run([ffmpeg(), "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", sound], check=True)
+    with pytest.raises(VideoError, match=r"sound\.mp4: ffmpeg says: Stream map '.*' matches no streams"):
+        decode_video(sound)
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (-90, 3)])
+def test_rotation_metadata_is_applied(tmp_path, degrees, turns):
+    upright = make(tmp_path / "upright.mp4", "-c:v", "libx264", "-crf", "4")
+    turned = tmp_path / "turned.mp4"
+    rotate = [ffmpeg(), "-v", "error", "-display_rotation:v:0", str(degrees), "-i", upright, "-c", "copy", turned]
+    subprocess.run(rotate, check=True, capture_output=True)
+    expected = np.rot90(decode_video(upright), turns, axes=(1, 2))
+    info = probe(turned)
+    assert (info.height, info.width) == expected.shape[1:3]
+    assert info.rotation == -degrees % 360
+    assert psnr(expected, decode_video(turned)) > 35
+
+
+def test_cover_resize_and_centre_crop(tmp_path):
+    """A wide picture, thirds in red, green and blue: a square crop about the centre is green, not squeezed."""
+    parts = "".join(f"color={name}:size=60x60:duration=0.3[{name}];" for name in ("red", "green", "blue"))
+    parts += "[red][green][blue]hstack=3"
+    path = make(tmp_path / "wide.mkv", "-c:v", "ffv1", source=parts)
+    square = decode_video(path, height=20, width=20)
+    assert square[:, :, 2:-2, 0].max() < 20
+    assert square[:, :, 2:-2, 2].max() < 20
+    whole = decode_video(path, height=20, width=60)
+    assert whole[0, 10, 5, 0] > 200
+    assert whole[0, 10, 55, 2] > 200
+
+
+def test_non_square_pixels_are_made_square(tmp_path):
+    path = make(tmp_path / "wide.mp4", "-vf", "setsar=2", "-c:v", "libx264")
+    assert (probe(path).width, probe(path).height) == (128, 48)
+    assert decode_video(path).shape[1:3] == (48, 128)
+
+
+def test_resampling_in_time_and_variable_rates(tmp_path):
+    counter = "geq=lum='16+T*100':cb=128:cr=128"
+    path = make(tmp_path / "a.mkv", "-vf", counter, "-c:v", "ffv1", source="color=black:size=16x16:rate=20:duration=2")
+    assert len(decode_video(path)) == 40
+    assert len(decode_video(path, fps=5)) == 10
+    assert len(decode_video(path, fps=40)) == 80
+    assert np.array_equal(decode_video(path, max_frames=7), decode_video(path)[:7])
+    # Drop three of every four frames in the first second only: 5 + 20 frames, still 2 seconds.
+    variable = f"{counter},select='gte(t,1)+not(mod(n,4))'"
+    path = make(tmp_path / "b.mkv", "-vf", variable, "-fps_mode", "vfr", "-c:v", "ffv1",
+                source="color=black:size=16x16:rate=20:duration=2")  # fmt: skip
+    assert len(decode_video(path)) == 25
+    steady = decode_video(path, fps=10)[:, 8, 8, 0].astype(int)
+    assert len(steady) == 20
+    assert abs(steady[10] - decode_video(path)[5, 8, 8, 0]) <= 1  # the picture of second 1 stays at second 1
+
+
+def test_hostile_files_are_refused_by_name(tmp_path):
+    good = make(tmp_path / "good.mp4", "-c:v", "libx264")
+    files = {
+        "text.mp4": b"hello, I am a text file\n" * 40,
+        "empty.mp4": b"",
+        "concat.mp4": f"ffconcat version 1.0\nfile {good.name}\n".encode(),
+        "playlist.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{good}\n#EXT-X-ENDLIST\n".encode(),
+        "noise.mp4": np.random.default_rng(0).bytes(4000),
+        "picture.mp4": make(tmp_path / "picture.png", "-frames:v", "1").read_bytes(),
+        "svg.mp4": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>',
+        "sub.mp4": b"1\n00:00:00,000 --> 00:00:01,000\nhello\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        for action in (probe, decode_video, lambda p: decode_video(p, height=8, width=8)):
+            with pytest.raises(VideoError) as caught:
+                action(tmp_path / name)
+            assert name in str(caught.value)
+            assert "\n" not in str(caught.value)
+        with pytest.raises(VideoError, match=f"video of {len(content)} bytes"):
+            decode_video(content, height=8, width=8)
+    for name in ("picture.png", "gone.mp4", "."):
+        with pytest.raises(VideoError, match=name):
+            decode_video(tmp_path / name)
+    for url in ("http://127.0.0.1:9/a.mp4", "concat:good.mp4|good.mp4", "file:good.mp4"):
+        with pytest.raises(VideoError, match="no such file"):
+            decode_video(url)
+
+
+def test_awkward_file_names_are_only_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = encode_video(smooth_clip(3), 8)
+    for name in ("-y.mp4", "a:b.mp4", "%03d.mp4", "猫 'quoted' \"x\".mp4", "tcp:x", "a\nb.mp4"):
+        Path(name).write_bytes(data)
+        assert len(decode_video(name, height=32, width=32)) == 3
+        assert probe(name).width == 32
+
+
+@pytest.mark.parametrize("late_index", [False, True])
+def test_a_cut_or_damaged_mp4_is_never_taken_for_a_shorter_clip(tmp_path, late_index):
+    data = encode_video(smooth_clip(), 8)
+    if late_index:
+        data = make(tmp_path / "late.mp4", "-c:v", "libx264", "-g", "4").read_bytes()
+    for end in [1, 7, 20, len(data) // 3, len(data) // 2, len(data) - 500, len(data) - 100, len(data) - 1]:
+        with pytest.raises(VideoError):
+            decode_video(data[:end], height=32, width=32)
+    damaged = bytearray(data)
+    start = data.index(b"mdat") + 4 + 900  # past the encoder's own note
+    damaged[start : start + 400] = b"\xff" * 400
+    with pytest.raises(VideoError):
+        decode_video(bytes(damaged), height=32, width=32)
+
+
+def test_a_cut_webm_is_refused(tmp_path):
+    data = make(tmp_path / "a.webm", "-c:v", "libvpx-vp9", "-cpu-used", "8").read_bytes()
+    with pytest.raises(VideoError, match="prematurely"):
+        decode_video(data[: len(data) // 2])
+
+
+def test_a_clip_too_long_for_memory_is_refused(monkeypatch):
+    data = encode_video(smooth_clip(), 8)
+    monkeypatch.setattr(video, "MAX_DECODED_BYTES", 10 * 32 * 32 * 3)
+    with pytest.raises(VideoError, match="pass max_frames"):
+        decode_video(data)
+    assert len(decode_video(data, max_frames=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "said"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), 8, "float32"),
+        (np.zeros((0, 8, 8, 3), np.uint8), 8, r"\[0, 8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.uint8), 8, r"\[8, 8, 3\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), 0, "saw 0"),
+        (np.zeros((2, 8, 8, 3), np.uint8), float("nan"), "saw nan"),
+    ],
+)
+def test_wrong_frames_are_refused(frames, fps, said):
+    with pytest.raises(VideoError, match=said):
+        encode_video(frames, fps)
+
+
+def test_contact_sheet_shows_first_to_last_frame_of_every_clip():
+    ramp = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20 + np.zeros((9, 16, 16, 3), np.uint8)
+    labels = ["up", "a label that is much too long " * 9]
+    data = contact_sheet([ramp, ramp[:3]], columns=5, labels=labels, scale=2)
+    sheet = np.asarray(Image.open(io.BytesIO(data)))
+    assert sheet.shape == (2 * (18 + 34), 5 * 34, 3)
+    assert sheet[18 + 17, 17::34, 0].tolist() == [0, 40, 80, 120, 160]
+    assert sheet[52 + 18 + 17, 17::34, 0].tolist() == [0, 20, 40, 0, 0]
+    assert data == contact_sheet([ramp, ramp[:3]], columns=5, labels=labels, scale=2)
+    with pytest.raises(VideoError, match="2 clips needs as many labels, saw 1"):
+        contact_sheet([ramp, ramp], labels=["one"])
+
+
+def test_grid_video_places_and_enlarges_clips():
+    red, blue = (np.broadcast_to(np.uint8(c), (4, 16, 16, 3)) for c in ((255, 0, 0), (0, 0, 255)))
+    rows = {"seed": [red, blue], "rollout of round 1": [blue, red[:2]]}
+    frames = decode_video(grid_video(rows, fps=8, scale=3, titles=["a red circle", "猫"]))
+    assert len(frames) == 4
+    assert frames.shape[1] >= 20 + 2 * 48
+    right, down = frames.shape[2] - 26, frames.shape[1] - 26  # centre of the last cell
+    for frame in (frames[0], frames[-1]):  # the short clip holds its last frame
+        assert frame[down, right, 0] > 240
+        assert frame[down - 50, right, 2] > 240
+        assert frame[down, right - 50, 2] > 240
+    with pytest.raises(VideoError, match="same number of clips"):
+        grid_video({"a": [red], "b": []}, fps=8)
+
+
+def test_import_is_light():
+    code = "import sys, store.video; print([m for m in ('torch', 'matplotlib', 'PIL', 'scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
