@@ -93,7 +93,7 @@ CODECS = {
 
 @pytest.mark.parametrize("name", CODECS)
 def test_whatever_people_have_decodes_from_file_and_from_bytes(tmp_path, name):
-    path = make(tmp_path / name, *CODECS[name])
+    path = make(tmp_path / name, "-pix_fmt", "yuv420p", *CODECS[name])  # a later -pix_fmt wins
     frames = decode_video(path, height=48, width=64)
     assert len(frames) == (25 if name == "mpeg2.mpg" else 10)
     reference = decode_video(make(tmp_path / "reference.mkv", "-c:v", "ffv1", "-pix_fmt", "yuv420p"))
