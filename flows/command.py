@@ -1,0 +1,63 @@
+"""How a command of this project speaks and ends: checked params in, one clear line and an honest status out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import sys
+import traceback as tracebacks
+from collections.abc import Callable, Iterator
+
+from flows.params import load_params
+
+OUR_ROOMS = ("flows", "store", "model", "__main__")
+
+
+def command(main: Callable[..., None]) -> None:
+    """Runs a stage module as a command: `if __name__ == "__main__": command(main)`.
+
+    `main(params)` gets the checked params, `main(params, round)` also the obligatory `--round`. Errors end as
+    `clear_errors` says.
+    """
+    has_round = "round" in inspect.signature(main).parameters
+    description = (inspect.getdoc(sys.modules[main.__module__]) or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=description)
+    if has_round:
+        parser.add_argument("--round", required=True, metavar="rK", help="a key of `rounds` in params.yaml, or r0")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    arguments = parser.parse_args()
+    with clear_errors(arguments.traceback):
+        params = load_params()
+        main(params, arguments.round) if has_round else main(params)
+
+
+@contextlib.contextmanager
+def clear_errors(traceback: bool = False) -> Iterator[None]:
+    """Ends the process with one line on standard error and a status that is not 0, as a command should.
+
+    A user's error is a subclass of ValueError that this project defines: `error: …`, status 1. Anything else is a
+    defect and keeps its traceback. Ctrl-C: status 130, never 0, which DVC would take for success.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues the work")
+        raise SystemExit(130) from None
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        if traceback:
+            tracebacks.print_exc()
+        say(f"error: {error}")
+        raise SystemExit(1) from None
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception is one this project defines for its users, not a defect."""
+    return isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in OUR_ROOMS
+
+
+def say(line: str) -> None:
+    """One line to the person at the terminal: standard error, whole, at once."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,371 @@
+"""params.yaml as frozen, strictly typed objects.
+
+Read once per process. There are no defaults in code: the file is the one place where a value stands, so a missing key
+is an error like an unknown or ill-typed one, and every error names the file, the key, the value seen, what is allowed
+and, for an unknown key, the nearest known one.
+
+A round's settings are `round_defaults` overlaid by `rounds.rK`; what neither says about training is taken from `train`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.tokens import AliasToken, AnchorToken
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class ParamsError(ValueError):
+    """A value in params.yaml that cannot be used; the message says which, and what is allowed."""
+
+
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+        raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Device = Annotated[str, AfterValidator(_check_device)]
+
+
+class Section(BaseModel):
+    """A mapping in params.yaml: frozen, no unknown keys, an int is welcome where a float is meant and nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Video(Section):
+    """Size, rate and quality of every stored clip."""
+
+    height: Count
+    width: Count
+    fps: Positive
+    crf: Annotated[int, Field(ge=0, le=51)]
+
+
+class Clip(Section):
+    """Length of a training example, in chunks of latent frames."""
+
+    chunk_latents: Count
+    num_chunks: Annotated[int, Field(ge=2)]
+
+    @property
+    def num_latents(self) -> int:
+        """Latent frames of a training clip."""
+        return self.chunk_latents * self.num_chunks
+
+
+class TextSettings(Section):
+    """How prompts are encoded."""
+
+    max_length: Count
+
+
+class Toy(Section):
+    """How much of the toy world is made; lengths in pixel frames, size in pixels."""
+
+    num_train: Count
+    num_heldout: Count
+    train_frames: Count
+    heldout_frames: Count
+    size: Annotated[int, Field(ge=8)]
+
+
+class Seed(Section):
+    """Where the seed clips come from."""
+
+    source: Text
+    heldout: Count
+
+
+class Base(Section):
+    """The pretrained pipeline: `toy`, or a folder or Hub id."""
+
+    source: Text
+
+
+class Sampler(Section):
+    """How the causal model generates a chunk."""
+
+    num_steps: Count
+    shift: Positive
+    window_chunks: Count
+
+
+class Train(Section):
+    """One training run; see params.yaml for each knob."""
+
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    warmup: Number
+    ema: Decay
+    weight_decay: NotNegative
+    clip: Positive
+    prefix_chunks: Count
+    shift: Positive
+    timestep: Literal["uniform", "logit_normal"]
+    text_dropout: Share
+    checkpoint_every: Count
+    log_every: Count
+
+
+class RoundDefaults(Section):
+    """What a round does, unless it says otherwise. The training knobs may be left out: then `train` holds."""
+
+    rollouts: Count
+    corrective: Share | Literal["uniform"]
+    init: Literal["base", "previous"]
+    steps: Count | None = None
+    batch_size: Count | None = None
+    lr: Positive | None = None
+    warmup: Number | None = None
+    prefix_chunks: Count | None = None
+
+
+class RoundOverrides(Section):
+    """One entry of `rounds`: the round before it, and any key of round_defaults."""
+
+    prev: Text
+    rollouts: Count | None = None
+    corrective: Share | Literal["uniform"] | None = None
+    init: Literal["base", "previous"] | None = None
+    steps: Count | None = None
+    batch_size: Count | None = None
+    lr: Positive | None = None
+    warmup: Number | None = None
+    prefix_chunks: Count | None = None
+
+
+class Round(Section):
+    """A round as it runs: defaults and overrides resolved."""
+
+    name: str
+    prev: str
+    rollouts: Count
+    corrective: Share | Literal["uniform"]
+    init: Literal["base", "previous"]
+    train: Train
+
+
+class Evaluation(Section):
+    """Long rollouts on held-out prompts."""
+
+    num_prompts: Count
+    num_chunks: Annotated[int, Field(ge=2)]
+
+
+class Resources(Section):
+    """How the work is spread over the machine. Never part of an id, and no DVC stage depends on it."""
+
+    workers: Count
+    rollout_batch: Count
+    encode_batch: Count
+    device: Device
+
+
+class Params(Section):
+    """The whole of params.yaml. Compare and pass sections of it; `model_dump()` gives plain values for ids."""
+
+    random_seed: int
+    video: Video
+    clip: Clip
+    text: TextSettings
+    toy: Toy
+    seed: Seed
+    base: Base
+    sampler: Sampler
+    train: Train
+    round_defaults: RoundDefaults
+    rounds: dict[str, RoundOverrides]
+    evaluation: Evaluation
+    resources: Resources
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> Params:
+        """The rounds are r1 … rK, each after the one before it: no gap, no branch."""
+        names = sorted(self.rounds, key=lambda name: (len(name), name))
+        expected = [f"r{k}" for k in range(1, len(names) + 1)]
+        if not names:
+            raise ValueError("rounds: no round; expected at least r1: {prev: r0} (`bagger rounds 1` writes it)")
+        for seen, wanted in zip(names, expected, strict=True):
+            if seen != wanted:
+                raise ValueError(
+                    f"rounds: found {', '.join(names)}; expected {', '.join(expected)} without a gap "
+                    f"(`bagger rounds {len(names)}` mends it)"
+                )
+        for k, name in enumerate(expected, start=1):
+            prev = self.rounds[name].prev
+            if prev != f"r{k - 1}":
+                raise ValueError(f"rounds.{name}.prev: found {prev!r}; expected 'r{k - 1}', the round before it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prefix(self) -> Params:
+        """A corrective clip keeps at least one chunk with a loss."""
+        for where, train in (("train", self.train), *((f"rounds.{r}", self.round(r).train) for r in self.rounds)):
+            if train.prefix_chunks >= self.clip.num_chunks:
+                raise ValueError(
+                    f"{where}.prefix_chunks: found {train.prefix_chunks}; expected less than "
+                    f"clip.num_chunks = {self.clip.num_chunks}: the rest of the clip carries the loss"
+                )
+        return self
+
+    @property
+    def round_names(self) -> list[str]:
+        """r1 … rK in order, without r0."""
+        return [f"r{k}" for k in range(1, len(self.rounds) + 1)]
+
+    def round(self, name: str) -> Round:
+        """A corrective round by name, resolved.
+
+        Raises:
+            ParamsError: there is no such round (r0 is no corrective round: its training is `train`).
+        """
+        if name not in self.rounds:
+            raise ParamsError(f"{PARAMS_FILE}: rounds has no {name!r}; it has {', '.join(self.round_names)}")
+        merged = {key: value for key, value in self.round_defaults.model_dump().items() if value is not None}
+        merged |= {key: value for key, value in self.rounds[name].model_dump().items() if value is not None}
+        train = self.train.model_dump()
+        train |= {key: merged.pop(key) for key in list(merged) if key in train}
+        return Round(name=name, train=Train(**train), **merged)
+
+    def train_of(self, name: str) -> Train:
+        """Training settings of a round, r0 included."""
+        return self.train if name == "r0" else self.round(name).train
+
+
+def load_params(path: Path | str = PARAMS_FILE) -> Params:
+    """params.yaml, checked.
+
+    Raises:
+        ParamsError: no such file, not YAML, an anchor or a duplicate key, an unknown, missing or unusable value. All
+            unusable values are named at once.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; run this from the project's root folder") from None
+    values = _parse(text, path)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(item, values) for item in error.errors()]
+        raise ParamsError("\n       ".join(f"{path}: {problem}" for problem in dict.fromkeys(problems))) from None
+
+
+def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
+    """Rewrites the `rounds` mapping to r1 … r<count>; overrides of rounds that stay, and all comments, are kept.
+
+    Returns:
+        The names of the rounds.
+
+    Raises:
+        ParamsError: count below 1, or a file that could not be used afterwards (it is then left as it was).
+    """
+    path = Path(path)
+    if count < 1:
+        raise ParamsError(f"rounds: found {count}; expected 1 or more")
+    before = path.read_text(encoding="utf-8")
+    _parse(before, path)
+    yaml = YAML()
+    yaml.width = 120
+    document = yaml.load(before)
+    rounds = document["rounds"]
+    names = [f"r{k}" for k in range(1, count + 1)]
+    for name in [name for name in rounds if name not in names]:
+        del rounds[name]
+    for k, name in enumerate(names):
+        entry = rounds.setdefault(name, yaml.map())
+        entry["prev"] = f"r{k}"
+        entry.fa.set_flow_style()
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            yaml.dump(document, stream)
+        load_params(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return names
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    """YAML 1.2, as DVC reads it, without what DVC would not keep (anchors) or would hide (duplicate keys)."""
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        for token in yaml.scan(text):
+            if isinstance(token, AnchorToken | AliasToken):
+                raise ParamsError(
+                    f"{path}: line {token.start_mark.line + 1}: anchors and aliases (& *) are not used here, "
+                    "`dvc exp run -S` would expand them; put shared values into round_defaults"
+                )
+        values = yaml.load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = str(error.problem).splitlines()[0]
+        raise ParamsError(f"{path}: line {line}: {problem}") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: found {type(values).__name__}; expected a mapping of sections")
+    return values
+
+
+def _explain(item: Any, values: dict[str, Any]) -> str:
+    """One pydantic error in the words of the file."""
+    loc: tuple[Any, ...] = item["loc"]
+    kind, seen = item["type"], item["input"]
+    if kind == "value_error" and not loc:  # the whole-file checks above, which name their key themselves
+        return str(item["ctx"]["error"])
+    path = _path_in(loc, values)
+    key = ".".join(path)
+    if kind == "extra_forbidden":
+        allowed = _keys_of(path[:-1])
+        near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
+        hint = f"; did you mean {'.'.join((*path[:-1], near[0]))}?" if near else ""
+        return f"{key}: unknown key (value {seen!r}){hint} (allowed here: {', '.join(allowed)})"
+    if kind == "missing":
+        return f"{'.'.join(map(str, loc))}: missing"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{key}: found {seen!r}; expected a mapping with {', '.join(_keys_of(path)) or 'one entry per round'}"
+    rule = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if path[-1] == "corrective":  # a union: pydantic reports each of its branches
+        rule = "a number from 0 to 1, or 'uniform'"
+    return f"{key}: found {seen!r}; expected {rule.removeprefix('expected ')}"
+
+
+def _path_in(loc: tuple[Any, ...], values: Any) -> tuple[str, ...]:
+    """The part of pydantic's location that is a path of keys in the file (it appends the branches of a union)."""
+    path: list[str] = []
+    for part in loc:
+        if not isinstance(values, dict) or part not in values:
+            break
+        values = values[part]
+        path.append(str(part))
+    return tuple(path)
+
+
+def _keys_of(path: tuple[str, ...]) -> list[str]:
+    """Keys allowed in the section at a path."""
+    if path[:1] == ("rounds",):
+        return list(RoundOverrides.model_fields) if len(path) == 2 else []
+    model: type[BaseModel] = Params
+    for part in path:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return list(model.model_fields)
