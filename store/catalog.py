@@ -1,0 +1,137 @@
+"""The catalog: every clip of every sealed table as one row of scalars, with one tag per round.
+
+Notable: it is built round by round, one Lance version each, so that tag `rK` *is* the aggregated data set D after
+round K (BAgger, algorithm 1): the seed clips and the corrective clips of rounds 1 … K. `r0` is the seed data alone.
+The catalog holds nothing that the sealed tables do not; it is rebuilt whole and moved into place by one rename.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.dataset import place, staged, write_fresh
+from store.digest import canonical_json
+from store.errors import StoreError
+from store.schema import CATALOG, RUNS
+from store.table import Manifest, content_manifest, open_table, read_table, rows_to_table
+
+SEED_ROUND = "r0"
+JSON_COLUMNS = ("params", "inputs", "outputs", "packages")  # of a run
+
+
+def build_catalog(store_dir: Path, rounds: Sequence[str], run_records: Sequence[dict[str, Any]]) -> Manifest:
+    """Rebuild the tables `catalog` and `runs`; returns the catalog's manifest, to be written by `write_manifest`.
+
+    rounds: the rounds after the seed data, in order (`["r1", "r2"]`; a leading "r0" is allowed). run_records: rows of
+    RUNS, whose JSON columns may be given as plain objects; of two records with one id the later start counts.
+    Raises StoreError if a sealed table is missing, does not fit its sister tables or is of a newer schema; the
+    catalog that was there stays.
+    """
+    store_dir = Path(store_dir)
+    rounds = [one for one in rounds if one != SEED_ROUND]
+    if len(set(rounds)) != len(rounds):
+        raise StoreError(f"rounds are doubled: {', '.join(rounds)}")
+    parts = [(SEED_ROUND, _seed_rows(store_dir)), *((one, _round_rows(store_dir, one)) for one in rounds)]
+    runs = _run_rows(run_records)
+    _check_ids([table for _, table in parts])
+    with staged(store_dir, "catalog") as staging, staged(store_dir, "runs") as staging_runs:
+        for number, (tag, table) in enumerate(parts):
+            if number == 0:
+                dataset = write_fresh(table.to_batches(), CATALOG, staging)
+            else:
+                dataset = lance.write_dataset(table, str(staging), mode="append")
+            dataset.tags.create(tag, dataset.version)
+        write_fresh(runs.to_batches(), RUNS, staging_runs)
+        place(staging_runs, store_dir, "runs")
+        place(staging, store_dir, "catalog")
+    return catalog_manifest(store_dir)
+
+
+def catalog_manifest(store_dir: Path) -> Manifest:
+    """Row count and content digest of the catalog's scalars after the last round."""
+    return content_manifest(store_dir, "catalog")
+
+
+def catalog_rounds(store_dir: Path) -> list[str]:
+    """The catalog's tags in order: r0, r1, …"""
+    tags = open_table(store_dir, "catalog").tags.list()
+    return sorted(tags, key=lambda tag: tags[tag]["version"])
+
+
+def _seed_rows(store_dir: Path) -> pa.Table:
+    seed = _read(store_dir, "seed")
+    return _as_catalog(seed, {"round": SEED_ROUND, "table": "seed"})
+
+
+def _round_rows(store_dir: Path, name: str) -> pa.Table:
+    clips, scores = _read(store_dir, f"clips_{name}"), _read(store_dir, f"scores_{name}")
+    where = pc.index_in(clips["rollout_id"], value_set=scores["rollout_id"].combine_chunks())
+    if where.null_count:
+        clip = clips.filter(pc.is_null(where)).to_pylist()[0]
+        raise StoreError(
+            f"clips_{name}: clip {clip['clip_id']} comes from {clip['rollout_id']}, which scores_{name} does not hold; "
+            f"run `dvc repro score@{name} correct@{name}`"
+        )
+    if wrong := sorted(set(clips["round"].to_pylist()) - {name}):
+        raise StoreError(f"clips_{name} holds clips of round {', '.join(wrong)}; run `dvc repro correct@{name}`")
+    scores = scores.take(where)
+    for column in CATALOG.names:
+        if column not in clips.column_names and column in scores.column_names:
+            clips = clips.append_column(column, scores[column])
+    return _as_catalog(clips, {"split": "train", "table": f"clips_{name}"})
+
+
+def _read(store_dir: Path, name: str) -> pa.Table:
+    """The scalar columns that the catalog shares with a sealed table."""
+    shared = [column for column in open_table(store_dir, name).schema.names if column in CATALOG.names]
+    return read_table(store_dir, name, shared)
+
+
+def _as_catalog(table: pa.Table, constants: dict[str, str]) -> pa.Table:
+    columns = []
+    for field in CATALOG:
+        if field.name in constants:
+            columns.append(pa.array([constants[field.name]] * table.num_rows, field.type))
+        elif field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        else:
+            columns.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=CATALOG).sort_by("clip_id")
+
+
+def _check_ids(tables: list[pa.Table]) -> None:
+    ids = pa.concat_tables(tables)["clip_id"]
+    counts = ids.value_counts()
+    for one in counts:
+        if one["counts"].as_py() > 1:
+            raise StoreError(f"clip {one['values']} is in more than one sealed table")
+
+
+def _run_rows(records: Sequence[dict[str, Any]]) -> pa.Table:
+    rows: dict[str, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda one: str(one.get("started_at"))):
+        texts = {column: _json_text(record, column) for column in JSON_COLUMNS if column in record}
+        rows[str(record.get("run_id"))] = {**record, **texts}
+    return rows_to_table([rows[one] for one in sorted(rows)], RUNS, "run_id", "runs")
+
+
+def _json_text(record: dict[str, Any], column: str) -> str:
+    value = record[column]
+    try:
+        return canonical_json(json.loads(value) if isinstance(value, str) else value)
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"run {record.get('run_id')}: {column} is not JSON: {error}") from error
+
+
+def read_runs(store_dir: Path) -> list[dict[str, Any]]:
+    """Every run, its JSON columns parsed, sorted by start."""
+    rows = read_table(store_dir, "runs").to_pylist()
+    for one in rows:
+        for column in JSON_COLUMNS:
+            one[column] = json.loads(one[column])
+    return sorted(rows, key=lambda one: (one["started_at"], one["run_id"]))

@@ -1,0 +1,202 @@
+"""A tiny synthetic store of two rounds: three train clips and one held-out, two rollouts a round, real sealed tables.
+
+Ids are plain (`seed-0`, `clip-r1-1`) so that tests can say what they expect.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from store.catalog import build_catalog
+from store.digest import bytes_sha256, digest, id_of
+from store.mixture import Pool, expand, summary, write_plan
+from store.schema import table_schema
+from store.table import WorkingTable, pack_latents
+
+ROUNDS = ("r1", "r2")
+CURVES = ("saturation", "contrast", "sharpness", "motion")
+
+
+def media(name: str, number: int) -> dict:
+    """Columns of a clip whose latents are all `number`."""
+    data, shape = pack_latents(np.full((2, 3, 2, 2), number, np.float32))
+    video = f"mp4 of {name}".encode()
+    return {
+        "fps": 8.0,
+        "num_frames": 3,
+        "height": 16,
+        "width": 16,
+        "video": video,
+        "video_sha256": bytes_sha256(video),
+        "frames_sha256": bytes_sha256(b"frames" + video),
+        "latents": data,
+        "latents_shape": shape,
+        "vae_digest": "vae-0",
+    }
+
+
+def seed_rows() -> list[dict]:
+    return [
+        {
+            "clip_id": f"seed-{n}",
+            "kind": "seed",
+            "split": "heldout" if n == 3 else "train",
+            "prompt": f"a red disc moves left, it's number {n}",
+            "source_path": f"videos/{n}.mp4",
+            "source_sha256": bytes_sha256(b"%d" % n),
+            "extra": "{}",
+            "run_id": "run-seed",
+            **media(f"seed-{n}", n),
+        }
+        for n in range(4)
+    ]
+
+
+def rollout_rows(name: str, model: str) -> list[dict]:
+    return [
+        {
+            "rollout_id": f"rollout-{name}-{n}",
+            "round": name,
+            "seed_clip_id": f"seed-{n}",
+            "model_digest": model,
+            "prompt": f"a red disc moves left, it's number {n}",
+            "settings": json.dumps({"num_steps": 8, "shift": 3.0}),
+            "rng_name": f"rollout/{name}/{n}",
+            "prefix_frames": 1,
+            "prefix_latents": 1,
+            "chunk_latents": 1,
+            "run_id": f"run-rollout-{name}",
+            **media(f"rollout-{name}-{n}", 10 + n),
+        }
+        for n in range(2)
+    ]
+
+
+def score_rows(name: str) -> list[dict]:
+    return [
+        {
+            "rollout_id": f"rollout-{name}-{n}",
+            "round": name,
+            "scorer": "handmade@1",
+            **{c: [0.0, 0.5, 1.0] for c in CURVES},
+            **{f"delta_{c}": 0.5 for c in CURVES},
+            **{f"drift_{c}": 0.1 * (n + 1) for c in CURVES},
+            "drift": {"r1": 0.9, "r2": 0.4}[name] - 0.3 * n,
+            "gate": "",
+            "oracle_color_error": 0.25 if n == 0 else None,
+            "run_id": f"run-score-{name}",
+        }
+        for n in range(2)
+    ]
+
+
+def clip_rows(name: str, model: str) -> list[dict]:
+    return [
+        {
+            "clip_id": f"clip-{name}-{n}",
+            "kind": "corrective",
+            "round": name,
+            "rollout_id": f"rollout-{name}-{n}",
+            "seed_clip_id": f"seed-{n}",
+            "model_digest": model,
+            "prompt": f"a red disc moves right, it's number {n}",
+            "source_prompt": f"a red disc moves left, it's number {n}",
+            "rewrite_id": f"rewrite-{n}",
+            "rewriter_kind": "toy-grammar",
+            "rewriter_version": "1",
+            "reversal_class": "equivariant",
+            "marker_style": "none",
+            "raw_output": f"a red disc moves right, it's number {n}",
+            "verdicts": json.dumps([{"name": "parses", "pass": True}]),
+            "attempts": 1,
+            "run_id": f"run-correct-{name}",
+            **media(f"clip-{name}-{n}", int(name[1:]) * 100 + n),
+        }
+        for n in range(2)
+    ]
+
+
+def run(stage: str, name: str | None, inputs: dict, outputs: dict, number: int) -> dict:
+    return {
+        "run_id": f"run-{stage}" + (f"-{name}" if name else ""),
+        "stage": stage,
+        "round": name,
+        "params": {"stage": stage},
+        "inputs": inputs,
+        "outputs": outputs,
+        "git_commit": "0" * 40,
+        "packages": {"numpy": "2"},
+        "device": "cpu",
+        "host": "here",
+        "started_at": f"2026-01-01T00:00:{number:02d}+00:00",
+        "seconds": 1.5,
+    }
+
+
+def seal(root: Path, name: str, rows: list[dict]) -> None:
+    schema, key = table_schema(name)
+    table = WorkingTable(root / "work", name, schema, key)
+    table.upsert(rows)
+    table.seal(root / "store", root / "manifests" / f"{name}.json", [row[key] for row in rows])
+
+
+def build(root: Path) -> SimpleNamespace:
+    """Sealed tables, plans, run records and catalog under `root`."""
+    store = root / "store"
+    models = {name: id_of("model", digest(name)) for name in ("base", "r0", *ROUNDS)}
+    seal(root, "seed", seed_rows())
+    pools = [Pool("seed", "r0", "seed", [f"seed-{n}" for n in range(3)])]
+    runs = [
+        run("base", None, {}, {"model_digest": models["base"]}, 0),
+        run("seed", None, {}, {"rows": 4}, 1),
+    ]
+    plans, previous = {}, "r0"
+    for number, name in enumerate(("r0", *ROUNDS)):
+        if name != "r0":
+            seal(root, f"rollouts_{name}", rollout_rows(name, models[previous]))
+            seal(root, f"scores_{name}", score_rows(name))
+            seal(root, f"clips_{name}", clip_rows(name, models[previous]))
+            pools.append(Pool("corrective", name, f"clips_{name}", [f"clip-{name}-{n}" for n in range(2)]))
+            runs += [
+                run("rollout", name, {"model_digest": models[previous]}, {"rows": 2}, 10 * number),
+                run("score", name, {}, {"rows": 2}, 10 * number + 1),
+                run("correct", name, {}, {"rows": 2}, 10 * number + 2),
+            ]
+        plan = expand(pools, 0.0 if name == "r0" else 0.5, 12, seed=0)
+        plans[name] = write_plan(plan, root / "plans" / f"{name}.parquet")
+        runs += [
+            run("mix", name, {}, {"plan_digest": plans[name], "summary": summary(plan)}, 10 * number + 3),
+            run(
+                "train",
+                name,
+                {"plan_digest": plans[name], "init_digest": models["base"]},
+                {"model_digest": models[name]},
+                10 * number + 4,
+            ),
+        ]
+        previous = name
+    manifest = build_catalog(store, ROUNDS, runs)
+    return SimpleNamespace(root=root, store=store, models=models, plans=plans, runs=runs, manifest=manifest)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> SimpleNamespace:
+    """Shared by every test: read only."""
+    return build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny_copy(tmp_path) -> SimpleNamespace:
+    """A store of one's own, to be changed."""
+    return build(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def rows() -> SimpleNamespace:
+    """The makers of synthetic rows, and of sealed tables from them."""
+    return SimpleNamespace(
+        seed=seed_rows, rollouts=rollout_rows, scores=score_rows, clips=clip_rows, seal=seal, run=run
+    )
