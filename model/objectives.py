@@ -1,7 +1,7 @@
 """What the transformer learns: diffusion forcing, and BAgger's corrective form of it (2512.12080).
 
-Diffusion forcing gives every chunk of a clip its own noise level and asks for the velocity everywhere. A corrective clip
-begins with a drifted prefix that is shown clean and carries no loss; the loss is on the chunks that lead back to
+Diffusion forcing gives every chunk of a clip its own noise level and asks for the velocity everywhere. A corrective
+clip begins with a drifted prefix that is shown clean and carries no loss; the loss is on the chunks that lead back to
 the real ones. That is one function: a row's `prefix_chunks` says how many chunks are context only. Each row's loss is
 its mean over its own supervised values, so seed and corrective rows weigh the same.
 
