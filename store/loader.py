@@ -48,7 +48,7 @@ class PlanLoader:
                     f"{few(absent)}; run `dvc repro mix@{self.plan_path.stem}`"
                 )
             used = read_table(self.store_dir, table, ["vae_digest"], ids=sorted(ids))["vae_digest"]
-            vaes.update({vae: table for vae in used.unique().to_pylist()})
+            vaes.update(dict.fromkeys(used.unique().to_pylist(), table))
         if len(vaes) != 1:
             found = ", ".join(f"{vae} in {table}" for vae, table in vaes.items())
             raise StoreError(f"plan {self.plan_path} mixes latents of {len(vaes)} VAEs: {found}; run `dvc repro`")

@@ -23,7 +23,7 @@ from store.schema import CATALOG
 from store.table import open_table
 
 KINDS = ("corrective", "seed", "all")
-_COMPARE = {exp.EQ: "=", exp.NEQ: "!=", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<="}
+_COMPARE: dict[type, str] = {exp.EQ: "=", exp.NEQ: "!=", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<="}
 _JOIN: dict[type, str] = {exp.And: "AND", exp.Or: "OR"}
 _LIKE: dict[type, str] = {exp.Like: "LIKE", exp.ILike: "ILIKE"}
 _ALLOWED = "columns, 'text', numbers, = != < <= > >=, AND, OR, NOT, IN (…), BETWEEN, LIKE, ILIKE, IS NULL"
@@ -209,6 +209,6 @@ class _Renderer:
         if extra:
             raise self._refuse(node)
 
-    def _refuse(self, node: exp.Expression, reason: str = "") -> StoreError:
+    def _refuse(self, node: Any, reason: str = "") -> StoreError:
         reason = reason or f"{node.sql('postgres')!r} is not allowed in a filter"
         return StoreError(f"where {self.where!r}: {reason}; allowed: {_ALLOWED}")

@@ -24,7 +24,8 @@ def test_rows_join_clip_score_and_parents(tiny):
     rows = {row["clip_id"]: row for row in table.to_pylist()}
     clip = rows["clip-r1-0"]
     assert (clip["drift"], clip["drift_motion"], clip["oracle_color_error"]) == pytest.approx((0.9, 0.1, 0.25))
-    assert rows["clip-r1-1"]["drift"] == pytest.approx(0.6) and rows["clip-r1-1"]["oracle_color_error"] is None
+    assert rows["clip-r1-1"]["drift"] == pytest.approx(0.6)
+    assert rows["clip-r1-1"]["oracle_color_error"] is None
     assert (clip["round"], clip["table"], clip["run_id"]) == ("r1", "clips_r1", "run-correct-r1")
     assert (clip["rollout_id"], clip["seed_clip_id"], clip["rewrite_id"]) == ("rollout-r1-0", "seed-0", "rewrite-0")
     seed = rows["seed-3"]
@@ -35,7 +36,8 @@ def test_rebuilding_gives_the_same_manifest_and_leaves_nothing_behind(tiny_copy)
     before = table_names(tiny_copy.store)
     assert build_catalog(tiny_copy.store, ["r0", "r1", "r2"], tiny_copy.runs[::-1]) == tiny_copy.manifest
     assert content_manifest(tiny_copy.store, "catalog") == tiny_copy.manifest
-    assert table_names(tiny_copy.store) == before and not (tiny_copy.store / ".sealing").exists()
+    assert table_names(tiny_copy.store) == before
+    assert not (tiny_copy.store / ".sealing").exists()
     assert build_catalog(tiny_copy.store, ["r1"], []).rows == 6
     assert catalog_rounds(tiny_copy.store) == ["r0", "r1"]
 

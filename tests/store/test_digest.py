@@ -16,7 +16,7 @@ def test_different_things_differ():
 
 @pytest.mark.parametrize("bad", [float("nan"), {"a": [float("inf")]}, {1: 2}, [{"a": {2: 3}}]])
 def test_what_has_no_single_json_form_is_refused(bad):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         canonical_json(bad)
 
 

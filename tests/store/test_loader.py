@@ -23,7 +23,8 @@ def test_batches_follow_the_plan(tiny):
     assert ids == plan["clip_id"].to_pylist()
     assert [one for batch in batches for one in batch["kinds"]] == plan["kind"].to_pylist()
     for batch in batches:
-        assert batch["latents"].shape == (4, 2, 3, 2, 2) and batch["latents"].dtype == np.float32
+        assert batch["latents"].shape == (4, 2, 3, 2, 2)
+        assert batch["latents"].dtype == np.float32
         assert batch["latents"][:, 0, 0, 0, 0].tolist() == [value(one) for one in batch["clip_ids"]]
         for one, prompt in zip(batch["clip_ids"], batch["prompts"], strict=True):
             way = "left" if one.startswith("seed") else "right"
@@ -36,7 +37,8 @@ def test_a_step_does_not_depend_on_what_was_read_before(tiny):
     used.batch(0, 4), used.batch(2, 4)
     for loader in (used, pickle.loads(pickle.dumps(used))):
         again, fresh = loader.batch(1, 4), PlanLoader(tiny.store, path).batch(1, 4)
-        assert np.array_equal(again.pop("latents"), fresh.pop("latents")) and again == fresh
+        assert np.array_equal(again.pop("latents"), fresh.pop("latents"))
+        assert again == fresh
 
 
 def test_a_clip_twice_in_one_batch(tiny, tmp_path):

@@ -34,7 +34,7 @@ def score(number: int, **changes) -> dict:
         "rollout_id": f"rollout-{number:016x}",
         "round": "r1",
         "scorer": "handmade@1",
-        **{f: curve for f in features},
+        **dict.fromkeys(features, curve),
         **{f"delta_{f}": -0.1 * number for f in features},
         **{f"drift_{f}": 0.2 * number for f in features},
         "drift": 0.2 * number,
@@ -68,7 +68,8 @@ def test_every_column_says_what_it_means(schema):
 
 def test_resume_makes_only_what_is_missing(tmp_path):
     table = working(tmp_path)
-    assert table.count() == 0 and table.missing(ids([2, 1])) == ids([2, 1])
+    assert table.count() == 0
+    assert table.missing(ids([2, 1])) == ids([2, 1])
     table.upsert([score(1), score(4)])
     assert working(tmp_path).missing(ids([9, 4, 2, 1, 0])) == ids([9, 2, 0])
 
@@ -168,7 +169,8 @@ def test_seal_names_what_is_missing_and_leaves_the_store_alone(tmp_path):
         seal(table, tmp_path, [1, 2, 3])
     with pytest.raises(StoreError, match="doubled"):
         seal(table, tmp_path, [1, 1])
-    assert not (tmp_path / "store").exists() and not (tmp_path / "manifests").exists()
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "manifests").exists()
 
 
 def test_an_empty_table_seals(tmp_path):
@@ -192,7 +194,8 @@ def test_writers_that_create_the_table_at_the_same_moment_lose_nothing(tmp_path)
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(done) == [0, 1, 2, 3] and working(tmp_path / str(attempt)).count() == 4
+        assert sorted(done) == [0, 1, 2, 3]
+        assert working(tmp_path / str(attempt)).count() == 4
 
 
 class Crash(BaseException):
@@ -302,7 +305,8 @@ def test_reading_names_what_is_not_there(tmp_path):
         read_table(tmp_path, NAME, ["drifts"])
     with pytest.raises(StoreError, match="no row rollout-000000000000000f, did you mean"):
         row(tmp_path, NAME, ids([15])[0])
-    assert table_names(tmp_path) == [NAME] and table_names(tmp_path / "none") == []
+    assert table_names(tmp_path) == [NAME]
+    assert table_names(tmp_path / "none") == []
 
 
 def test_a_damaged_table_or_manifest_is_one_clear_error(tmp_path):
@@ -323,7 +327,8 @@ def test_a_damaged_table_or_manifest_is_one_clear_error(tmp_path):
 def test_latents_round_trip_in_float16():
     latents = np.random.default_rng(0).normal(size=(3, 5, 2, 2)).astype(np.float32).transpose(0, 1, 3, 2)
     data, shape = pack_latents(latents)
-    assert shape == [3, 5, 2, 2] and len(data) == 2 * latents.size
+    assert shape == [3, 5, 2, 2]
+    assert len(data) == 2 * latents.size
     assert np.array_equal(unpack_latents(data, shape), latents.astype(np.float16))
     with pytest.raises(StoreError, match="not finite"):
         pack_latents(latents * 1e6)
