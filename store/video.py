@@ -204,7 +204,7 @@ def _ffmpeg(command: Any, name: str, *, stdin: bytes | None = None, level: str =
         check=False,
     )
     lines = done.stderr.decode(errors="replace").splitlines()
-    errors = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]
+    errors = [line for line in lines if re.match(r"(\[[^\]]+ @ \w+\] )*\[(error|fatal|panic)\]", line)]
     if done.returncode or errors:
         said = re.sub(r"\[[^\]]*(?: @ 0x[0-9a-f]+|error|fatal|panic)\] *", "", (errors or lines or ["nothing"])[0])
         raise VideoError(f"{name}: ffmpeg says: {said.strip()[:300]} (exit status {done.returncode})")
