@@ -126,39 +126,40 @@ def decode_video(
     if (height is None) != (width is None):
         raise VideoError(f"height and width go together, saw height={height!r}, width={width!r}")
     name = _name(source)
+    # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
+    filters = [f"fps={Fraction(fps).limit_denominator(1001)}" if fps else "settb=1/25,setpts=N,fps=25"]
+    filters.append(f"scale=w='max(1,round(iw*if(sar,sar,1)))':h=ih:flags={SCALER},setsar=1,format=rgb24")
+    if height is not None:
+        cover = f"scale=w={width}:h={height}:force_original_aspect_ratio=increase:flags={SCALER}"
+        filters[1:] = [filters[1].removesuffix(",format=rgb24"), f"{cover},format=rgb24,crop={width}:{height}"]
+    output: dict[str, Any] = {"fs": MAX_DECODED_BYTES}
+    if max_frames is not None:
+        output["frames:v"] = max_frames
     with _opened(source) as (url, stdin, protocol):
-        if height is None:
-            info = _probe(url, stdin, protocol, name)
-            height, width = info.height, info.width
-        # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
-        timing = f"fps={Fraction(fps).limit_denominator(1001)}" if fps else "settb=1/25,setpts=N,fps=25"
-        filters = (
-            f"{timing},scale=w='max(1,round(iw*if(sar,sar,1)))':h=ih,setsar=1,"
-            f"scale=w={width}:h={height}:force_original_aspect_ratio=increase:flags={SCALER},"
-            f"format=rgb24,crop={width}:{height}"
+        # PPM pictures one after the other: raw RGB whose size stands before each frame, so that none need be asked.
+        command = _input(url, protocol).output(
+            "pipe:1", format="image2pipe", vcodec="ppm", map="0:V:0", vf=",".join(filters), **output
         )
-        output: dict[str, Any] = {"fs": MAX_DECODED_BYTES}
-        if max_frames is not None:
-            output["frames:v"] = max_frames
-        command = _input(url, protocol).output("pipe:1", format="rawvideo", map="0:V:0", vf=filters, **output)
         raw = _ffmpeg(command, name, stdin=stdin)
-    size = height * (width or 0) * 3
     if len(raw) >= MAX_DECODED_BYTES:
         raise VideoError(f"{name}: more than {MAX_DECODED_BYTES} bytes of frames; cut it or pass max_frames")
-    if not raw or len(raw) % size:
-        raise VideoError(f"{name}: no frames in it" if not raw else f"{name}: ffmpeg stopped within a frame")
-    return np.frombuffer(raw, np.uint8).reshape(-1, height, width or 0, 3).copy()
+    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", raw)
+    if not header:
+        raise VideoError(f"{name}: no frames in it")
+    width, height = int(header[1]), int(header[2])
+    size = len(header[0]) + height * width * 3
+    if len(raw) % size:
+        raise VideoError(f"{name}: ffmpeg stopped within a frame")
+    pictures = np.frombuffer(raw, np.uint8).reshape(-1, size)[:, len(header[0]) :]
+    return pictures.copy().reshape(-1, height, width, 3)
 
 
 def probe(source: Source) -> VideoInfo:
     """What the container says, without decoding. Raises VideoError where there is no video stream."""
+    name = _name(source)
     with _opened(source) as (url, stdin, protocol):
-        return _probe(url, stdin, protocol, _name(source))
-
-
-def _probe(url: str, stdin: bytes | None, protocol: str, name: str) -> VideoInfo:
-    command = _input(url, protocol).output("pipe:1", format="null", map="0:V:0", vcodec="copy", t=0)
-    said = _ffmpeg(command, name, stdin=stdin, level="info")
+        command = _input(url, protocol).output("pipe:1", format="null", map="0:V:0", vcodec="copy", t=0)
+        said = _ffmpeg(command, name, stdin=stdin, level="info")
     # Metadata of the file is printed deeper (4 spaces and more), so a title cannot pose as a stream.
     streams = re.findall(r"^  Stream #0:.*?: Video: .*(?:\n    .*)*", said.decode(errors="replace"), re.MULTILINE)
     stream = next((text for text in streams if "(attached pic)" not in text.splitlines()[0]), "")

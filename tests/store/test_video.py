@@ -58,6 +58,8 @@ def test_any_size_and_length(shape):
     frames = smooth_clip(*shape)
     decoded = decode_video(encode_video(frames, 29.97))
     assert decoded.shape == frames.shape
+    assert decoded.flags.writeable
+    assert decoded.flags.c_contiguous
     assert psnr(frames, decoded) > 25
 
 
