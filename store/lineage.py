@@ -13,6 +13,7 @@ later mentions are marked `repeated`. Models and plans have no table; they are k
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ _CLIP = ("kind", "round", "prompt", "fps", "num_frames", "height", "width", "vid
 _SEED = ("kind", "split", "prompt", "source_path", "source_sha256", "license", "extra", *_CLIP[3:])
 _RUN = ("stage", "round", "git_commit", "device", "host", "started_at", "seconds", "flow_run_id", "params")
 _ROLLOUT = ("round", "prompt", "settings", "rng_name", "prefix_frames", "prefix_latents", "chunk_latents", *_CLIP[3:])
+_WIDTH = 100
+_HASH = re.compile(r"[0-9a-f]{40,64}")  # shortened for the terminal, whole in JSON
 _JSON = ("settings", "verdicts", "extra")
 
 
@@ -215,7 +218,7 @@ class _Tracer:
 
 
 def render_tree(tree: Node) -> str:
-    """The tree for a terminal: one line for each thing, its facts indented below, then what it was made of."""
+    """The tree for a terminal: each thing, its facts indented below, then what it was made of."""
     lines: list[str] = []
 
     def add(node: Node, first: str, rest: str) -> None:
@@ -223,9 +226,7 @@ def render_tree(tree: Node) -> str:
         lines.append(f"{first}{node['type']} {node['id']}{repeated}")
         parents = node["parents"]
         bar = rest + ("│  " if parents else "   ")
-        for key, value in node.items():
-            if key not in ("id", "type", "parents", "repeated") and value not in ("", {}, []):
-                lines.append(f"{bar}{key}: {_shown(value)}")
+        lines.extend(bar + line for line in _fact_lines(node))
         for number, parent in enumerate(parents):
             last = number == len(parents) - 1
             add(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
@@ -234,13 +235,33 @@ def render_tree(tree: Node) -> str:
     return "\n".join(lines)
 
 
+def _fact_lines(node: Node) -> list[str]:
+    """Short facts side by side, texts and nested ones on lines of their own."""
+    lines, current = [], ""
+    for key, value in node.items():
+        if key in ("id", "type", "parents", "repeated") or value in (None, "", {}, []):
+            continue
+        shown = f"{key}: {_shown(value)}"
+        if isinstance(value, dict | list) or " " in _shown(value):
+            lines.append(shown)
+        elif current and len(current) + len(shown) + 3 > _WIDTH:
+            lines.append(current)
+            current = shown
+        else:
+            current = f"{current} · {shown}" if current else shown
+    return [*lines, current] if current else lines
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        parts = [f"{key}={_shown(one)}" for key, one in value.items() if one not in (None, "")]
-        return ", ".join(f"({part})" if ", " in part else part for part in parts)
+        parts = ((key, _shown(one)) for key, one in value.items() if one not in (None, ""))
+        return ", ".join(f"{key} ({one})" if ", " in one else f"{key}={one}" for key, one in parts)
     if isinstance(value, list):
         return "; ".join(_shown(one) for one in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text[:12] + "…" if _HASH.fullmatch(text) else text
 
 
 def _pick(row: Node, columns: Sequence[str]) -> Node:

@@ -99,7 +99,8 @@ def test_the_tree_for_a_terminal(tiny):
     text = render_tree(lineage(tiny.store, "clip-r2-0"))
     lines = text.splitlines()
     assert lines[0] == "clip clip-r2-0"
-    assert "│  drift: 0.4" in lines
+    assert any(line.endswith(" · drift: 0.4") for line in lines)
+    assert "│  prompt: a red disc moves right, it's number 0" in lines
     assert "├─ rollout rollout-r2-0" in lines
     assert "│  ├─ seed seed-0" in lines
     assert "│  │  settings: num_steps=8, shift=3" in lines

@@ -6,7 +6,6 @@ import sys
 import threading
 
 import lance
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -150,6 +149,8 @@ def test_values_swapped_between_rows_change_the_digest(tmp_path):
 
 
 def test_sealed_table_is_sorted_one_version_one_fragment_without_extras(tmp_path):
+    import lancedb  # slow to import, so not for the writers above
+
     table = working(tmp_path)
     for n in (3, 1, 7, 2):
         table.upsert([score(n)])
