@@ -244,6 +244,21 @@ def test_seal_interrupted_at_any_step_finishes_when_repeated(tmp_path, monkeypat
     assert os.listdir(tmp_path / "store") == [f"{NAME}.lance"]
 
 
+def test_what_a_killed_seal_left_behind_is_cleared(tmp_path):
+    """SIGKILL runs no clean-up: half a new table, the old one set aside, half a manifest."""
+    table = working(tmp_path / "work")
+    table.upsert([score(1)])
+    for left in (f"{NAME}.lance/data", f"{NAME}.old/data"):
+        (tmp_path / "store/.sealing" / left).mkdir(parents=True)
+        (tmp_path / "store/.sealing" / left / "x.lance").write_bytes(b"half")
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / f".{NAME}.json.tmp").write_text("{")
+    manifest = seal(table, tmp_path, [1])
+    assert content_manifest(tmp_path / "store", NAME) == manifest
+    assert os.listdir(tmp_path / "store") == [f"{NAME}.lance"]
+    assert os.listdir(tmp_path / "manifests") == [f"{NAME}.json"]
+
+
 def make_newer(path) -> None:
     schema = SCORES.with_metadata({VERSION_KEY: str(SCHEMA_VERSION + 1).encode()})
     lance.write_dataset(schema.empty_table(), str(path / f"{NAME}.lance"))
