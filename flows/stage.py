@@ -13,6 +13,7 @@ Run from the project's root, as DVC does.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -188,9 +189,11 @@ def pick_device(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Sections of params as plain values."""
+    """Sections of params, and other frozen settings, as plain values."""
     if hasattr(value, "model_dump"):
         return value.model_dump()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return value
 
 

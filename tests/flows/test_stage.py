@@ -7,14 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flows.params import load_params
 from flows.process import BusyError, acquire_lock
 from flows.stage import Stage, StageError, path_digest, write_json
 
 ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    seconds: float
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +84,12 @@ def test_run_id_depends_on_params_and_inputs_alone():
     ]
     assert len({first.run_id, *(stage.run_id for stage in others)}) == 5
     assert len({first.work, *(stage.work for stage in others)}) == 5
+
+
+def test_params_may_be_sections_and_dataclasses():
+    video = load_params().video
+    plain = Stage("seed", params={"video": video.model_dump(), "seconds": {"seconds": 1.5}})
+    assert Stage("seed", params={"video": video, "seconds": Seconds(1.5)}).run_id == plain.run_id
 
 
 def test_other_code_continues_no_work_but_keeps_the_id(monkeypatch):
