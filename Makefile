@@ -1,0 +1,57 @@
+# Two commands: `make repro` and `make test`. Both set up everything first, and again only when the pins have changed.
+#
+#   TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 make setup     another build of torch than the index offers;
+#                                                                        remembered until TORCH_INDEX_URL= is said
+#   make repro ARGS=train@r2          arguments for dvc repro            make test ARGS="-k rollout"      for pytest
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(or $(PYTHON),$(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)) python3))
+TORCH_INDEX_URL ?= $(shell cat $(VENV)/torch-index-url 2>/dev/null)
+PINS := $(shell { cat pyproject.toml constraints.txt; echo "$(TORCH_INDEX_URL)"; } | sha256sum | cut -c1-16)
+READY := $(VENV)/ready-$(PINS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup repro test check base smoke clean
+.DEFAULT_GOAL := help
+
+help:             ## this list
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1@/' | awk -F@ '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)   ## .venv with everything, pinned (about 2 minutes and 2 GB the first time)
+
+repro: $(READY)   ## the loop: toy world, base, seed training, BAgger rounds, report; only what is not up to date
+	@python -m flows.repro $(ARGS)
+
+test: $(READY)    ## the tests
+	@python -m pytest $(ARGS)
+
+check: $(READY)   ## style, types, and who may import whom
+	@ruff check .
+	@mypy
+	@lint-imports --no-cache
+
+smoke: $(READY)   ## the whole loop, very small, in a temporary clone
+	@python -m pytest tests/flows/test_pipeline.py $(ARGS)
+
+base: $(READY)    ## trains the toy base pipeline from nothing into assets/toy-base (about an hour on two cores)
+	@python -m model.base --out assets/toy-base
+
+clean:            ## forgets work in progress and caches; results and .venv stay
+	@rm -rf .work .prefect .mypy_cache .pytest_cache .ruff_cache
+	@find flows store model tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}; say make PYTHON=...")'
+	@echo "setting up $(VENV) (a few minutes the first time)" >&2
+	@rm -f $(VENV)/ready-*
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
+	   $(PIP) install --no-deps --force-reinstall -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch; fi
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[dev]'
+	@$(PIP) check
+	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
+	@echo "$(TORCH_INDEX_URL)" > $(VENV)/torch-index-url
+	@touch $@
