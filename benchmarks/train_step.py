@@ -4,8 +4,8 @@
 
 Width 128, 4 layers, 16 tokens per latent frame; training on 8 clips of 21 latents with 32 text tokens, rollouts of 8
 Euler steps on chunks of 3 latents with a window of 6 chunks. The least of several runs is the number to compare; the
-median tells how busy the machine was. On cores shared with other work take --threads 1 (or OMP_WAIT_POLICY=passive): two
-threads that wait for each other at every operation were three times slower than one there.
+median tells how busy the machine was. On cores shared with other work take --threads 1 (or OMP_WAIT_POLICY=passive):
+two threads that wait for each other at every operation were three times slower than one there.
 """
 
 import argparse
