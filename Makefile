@@ -6,7 +6,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON := $(or $(PYTHON),$(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)) python3))
+PYTHON := $(or $(PYTHON),$(shell for p in python3.11 python3.12 python3.13; do $$p -c "" 2>/dev/null && echo $$p && break; done),python3)
 TORCH_INDEX_URL ?= $(shell cat $(VENV)/torch-index-url 2>/dev/null)
 PINS := $(shell { cat pyproject.toml constraints.txt; echo "$(TORCH_INDEX_URL)"; } | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
@@ -44,7 +44,7 @@ clean:            ## forgets work in progress and caches; results and .venv stay
 	@find flows store model tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; $(PYTHON) is {sys.version.split()[0]}; say make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is {sys.version.split()[0]}; say make PYTHON=...")'
 	@echo "setting up $(VENV) (a few minutes the first time)" >&2
 	@rm -f $(VENV)/ready-*
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
