@@ -126,6 +126,11 @@ def run_batches(
             raise failure.with_traceback(origins.get(id(failure), failure.__traceback__))
 
 
+def chunked(items: Sequence[Batch], size: int) -> list[list[Batch]]:
+    """Consecutive pieces of `size`; the last may be shorter."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
 def publish_sheet(key: str, png: bytes, description: str = "") -> None:
     """Shows an image with the flow run. Call it from `report`.
 

@@ -4,7 +4,7 @@ Read once per process. There are no defaults in code: the file is the one place 
 is an error like an unknown or ill-typed one, and every error names the file, the key, the value seen, what is allowed
 and, for an unknown key, the nearest known one.
 
-A round's settings are `round_defaults` overlaid by `rounds.rK`; what neither says about training is taken from `train`.
+Every round states its own settings in full, so that a DVC stage depends on the one value it uses.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Seed(Section):
     """Where the seed clips come from."""
 
     source: Text
-    heldout: Count
+    heldout: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Base(Section):
@@ -124,42 +124,14 @@ class Train(Section):
     log_every: Count
 
 
-class RoundDefaults(Section):
-    """What a round does, unless it says otherwise. The training knobs may be left out: then `train` holds."""
-
-    rollouts: Count
-    corrective: Share | Literal["uniform"]
-    init: Literal["base", "previous"]
-    steps: Count | None = None
-    batch_size: Count | None = None
-    lr: Positive | None = None
-    warmup: Number | None = None
-    prefix_chunks: Count | None = None
-
-
-class RoundOverrides(Section):
-    """One entry of `rounds`: the round before it, and any key of round_defaults."""
+class RoundSettings(Section):
+    """One entry of `rounds`: complete, so that a DVC stage can depend on the one value it uses."""
 
     prev: Text
-    rollouts: Count | None = None
-    corrective: Share | Literal["uniform"] | None = None
-    init: Literal["base", "previous"] | None = None
-    steps: Count | None = None
-    batch_size: Count | None = None
-    lr: Positive | None = None
-    warmup: Number | None = None
-    prefix_chunks: Count | None = None
-
-
-class Round(Section):
-    """A round as it runs: defaults and overrides resolved."""
-
-    name: str
-    prev: str
     rollouts: Count
     corrective: Share | Literal["uniform"]
     init: Literal["base", "previous"]
-    train: Train
+    steps: Count
 
 
 class Evaluation(Section):
@@ -174,7 +146,6 @@ class Resources(Section):
 
     workers: Count
     rollout_batch: Count
-    encode_batch: Count
     device: Device
 
 
@@ -190,8 +161,7 @@ class Params(Section):
     base: Base
     sampler: Sampler
     train: Train
-    round_defaults: RoundDefaults
-    rounds: dict[str, RoundOverrides]
+    rounds: dict[str, RoundSettings]
     evaluation: Evaluation
     resources: Resources
 
@@ -217,36 +187,35 @@ class Params(Section):
     @model_validator(mode="after")
     def _check_prefix(self) -> Params:
         """A corrective clip keeps at least one chunk with a loss."""
-        for where, train in (("train", self.train), *((f"rounds.{r}", self.round(r).train) for r in self.rounds)):
-            if train.prefix_chunks >= self.clip.num_chunks:
-                raise ValueError(
-                    f"{where}.prefix_chunks: found {train.prefix_chunks}; expected less than "
-                    f"clip.num_chunks = {self.clip.num_chunks}: the rest of the clip carries the loss"
-                )
+        if self.train.prefix_chunks >= self.clip.num_chunks:
+            raise ValueError(
+                f"train.prefix_chunks: found {self.train.prefix_chunks}; expected less than "
+                f"clip.num_chunks = {self.clip.num_chunks}: the rest of the clip carries the loss"
+            )
         return self
 
     @property
     def round_names(self) -> list[str]:
         """r1 … rK in order, without r0."""
-        return [f"r{k}" for k in range(1, len(self.rounds) + 1)]
+        return self.rounds_until(f"r{len(self.rounds)}")
 
-    def round(self, name: str) -> Round:
-        """A corrective round by name, resolved.
+    def rounds_until(self, name: str) -> list[str]:
+        """r1 … up to and with `name`; none for r0."""
+        return [f"r{k}" for k in range(1, int(name[1:]) + 1)]
+
+    def round(self, name: str) -> RoundSettings:
+        """A corrective round by name.
 
         Raises:
             ParamsError: there is no such round (r0 is no corrective round: its training is `train`).
         """
         if name not in self.rounds:
-            raise ParamsError(f"{PARAMS_FILE}: rounds has no {name!r}; it has {', '.join(self.round_names)}")
-        merged = {key: value for key, value in self.round_defaults.model_dump().items() if value is not None}
-        merged |= {key: value for key, value in self.rounds[name].model_dump().items() if value is not None}
-        train = self.train.model_dump()
-        train |= {key: merged.pop(key) for key in list(merged) if key in train}
-        return Round(name=name, train=Train(**train), **merged)
+            raise ParamsError(f"{PARAMS_FILE}: rounds has no {name!r}; it has {', '.join(self.rounds)}")
+        return self.rounds[name]
 
     def train_of(self, name: str) -> Train:
-        """Training settings of a round, r0 included."""
-        return self.train if name == "r0" else self.round(name).train
+        """Training settings of a round, r0 included; a round has its own number of steps."""
+        return self.train if name == "r0" else self.train.model_copy(update={"steps": self.round(name).steps})
 
 
 def load_params(path: Path | str = PARAMS_FILE) -> Params:
@@ -270,7 +239,7 @@ def load_params(path: Path | str = PARAMS_FILE) -> Params:
 
 
 def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
-    """Rewrites the `rounds` mapping to r1 … r<count>; overrides of rounds that stay, and all comments, are kept.
+    """Rewrites the `rounds` mapping to r1 … r<count>; rounds that stay are kept, new ones copy the last one's settings.
 
     Returns:
         The names of the rounds.
@@ -292,6 +261,9 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
         del rounds[name]
     for k, name in enumerate(names):
         entry = rounds.setdefault(name, yaml.map())
+        last = rounds.get(f"r{k}") or {}
+        for key in RoundSettings.model_fields:
+            entry.setdefault(key, last.get(key))
         entry["prev"] = f"r{k}"
         entry.fa.set_flow_style()
     draft = path.with_name(f".{path.name}.draft")
@@ -313,7 +285,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
             if isinstance(token, AnchorToken | AliasToken):
                 raise ParamsError(
                     f"{path}: line {token.start_mark.line + 1}: anchors and aliases (& *) are not used here, "
-                    "`dvc exp run -S` would expand them; put shared values into round_defaults"
+                    "`dvc exp run -S` would expand them"
                 )
         values = yaml.load(text)
     except MarkedYAMLError as error:
@@ -364,7 +336,7 @@ def _path_in(loc: tuple[Any, ...], values: Any) -> tuple[str, ...]:
 def _keys_of(path: tuple[str, ...]) -> list[str]:
     """Keys allowed in the section at a path."""
     if path[:1] == ("rounds",):
-        return list(RoundOverrides.model_fields) if len(path) == 2 else []
+        return list(RoundSettings.model_fields) if len(path) == 2 else []
     model: type[BaseModel] = Params
     for part in path:
         model = model.model_fields[part].annotation  # type: ignore[assignment]

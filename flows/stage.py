@@ -56,6 +56,7 @@ class Stage:
         round: r0, r1 …, or None for a stage without rounds.
         params: what of params.yaml determines the result (sections or plain values); never `resources`.
         inputs: name → digest of everything else that determines it (a manifest's digest, `path_digest` of a folder).
+        record: whether to leave a run record; not for stages that only present what others have made.
 
     Raises:
         StageError: dvc, which started the stage, is gone.
@@ -69,6 +70,7 @@ class Stage:
         *,
         params: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
+        record: bool = True,
     ) -> None:
         self.name = name
         self.round = round
@@ -82,6 +84,7 @@ class Stage:
         # Other code may continue no work that this code began, although the run keeps its id: equal results of changed
         # code shall leave the tables, which hold the id, as they were.
         self.work = WORK_FOLDER / f"{self.label}-{digest([identity, _loaded_code()])[:16]}"
+        self._record = record
         self._lock: TextIO | None = None
         self._started = 0.0
 
@@ -109,7 +112,8 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             if kind is None:
-                self._write_record()
+                if self._record:
+                    self._write_record()
                 for folder in WORK_FOLDER.glob(f"{self.label}-*"):  # with what older inputs or code left behind
                     if folder.is_dir() and len(folder.name) == len(self.work.name):
                         shutil.rmtree(folder)

@@ -5,10 +5,15 @@ work, so a resumed or re-batched run draws the numbers an uninterrupted one woul
 on the CPU unless told otherwise: CPU and GPU streams differ, so noise is drawn on the CPU and then moved.
 """
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Name = str | int
 
@@ -29,6 +34,8 @@ def derive_seed(*names: Name) -> int:
 
 def torch_generator(*names: Name, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator of its own, seeded from names."""
+    import torch  # here, so that plain seeds do not cost the import
+
     return torch.Generator(device=device).manual_seed(derive_seed(*names))
 
 

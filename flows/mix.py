@@ -1,0 +1,41 @@
+"""Stages `mix_r0` and `mix@rK`: the whole training order of a round, written down before anything trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flows import paths
+from flows.command import command, say
+from flows.params import Params
+from flows.stage import Stage, write_json
+from model.rng import derive_seed
+from store.mixture import Pool, expand, summary, write_plan
+from store.table import read_manifest, read_table
+
+
+def main(params: Params, round: str) -> None:
+    train, rounds = params.train_of(round), params.rounds_until(round)
+    corrective: float | Literal["uniform"] = params.round(round).corrective if rounds else 0.0
+    tables = {"seed": read_manifest(paths.manifest("seed")).digest}
+    tables |= {f"clips_{k}": read_manifest(paths.manifest(f"clips_{k}")).digest for k in rounds}
+    samples = train.steps * train.batch_size
+    with Stage(
+        "mix", round,
+        params={"random_seed": params.random_seed, "corrective": corrective, "samples": samples}, inputs=tables,
+    ) as stage:  # fmt: skip
+        seed = read_table(paths.STORE, "seed", ["clip_id"], "split = 'train'")["clip_id"].to_pylist()
+        pools = [Pool("seed", "r0", "seed", seed)]
+        for k in rounds:
+            ids = read_table(paths.STORE, f"clips_{k}", ["clip_id"])["clip_id"].to_pylist()
+            pools.append(Pool("corrective", k, f"clips_{k}", ids))
+        plan = expand(pools, corrective, samples, derive_seed("mix", params.random_seed, round))
+        digest = write_plan(plan, paths.plan(round))
+        made = summary(plan)
+        write_json(paths.plan_summary(round), {"plan_digest": digest, "tables": tables, **made})
+        stage.outputs = {"plan_digest": digest, "samples": made["num_samples"], "summary": made}
+        shares = ", ".join(f"{k} {part['share']:.0%} ({part['clips']} clips)" for k, part in made["rounds"].items())
+        say(f"mix-{round}: {made['num_samples']} samples, {made['corrective']:.0%} corrective: {shares}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,45 @@
+"""Where things lie, relative to the project's root: the same names that dvc.yaml gives to its stages."""
+
+from pathlib import Path
+
+STORE = Path("data/store")
+INGEST_REPORT = Path("data/ingest_report.csv")
+NATURAL = Path("data/natural.json")
+CATALOG_MANIFEST = Path("data/catalog.json")
+BASE = Path("models/base")
+REPORTS = Path("reports")
+
+
+def manifest(table: str) -> Path:
+    """Manifest of a sealed table."""
+    return Path("data/manifests", f"{table}.json")
+
+
+def plan(round: str) -> Path:
+    """Mixture plan of a round; its summary lies beside it."""
+    return Path("data/plans", f"{round}.parquet")
+
+
+def plan_summary(round: str) -> Path:
+    """What a round's mixture plan amounts to."""
+    return Path("data/plans", f"{round}.json")
+
+
+def model(round: str) -> Path:
+    """Pipeline folder of a round."""
+    return Path("models", round)
+
+
+def losses(round: str) -> Path:
+    """Logged training losses of a round."""
+    return Path("metrics", "losses", f"{round}.csv")
+
+
+def evaluation(round: str) -> Path:
+    """Long rollouts of a round: videos, curves.csv, scores.csv."""
+    return Path("evaluation", round)
+
+
+def metrics(round: str) -> Path:
+    """Summary of a round's evaluation, for `dvc metrics`."""
+    return Path("metrics", f"{round}.json")

@@ -1,0 +1,126 @@
+"""Stage `seed`: a folder of videos and captions becomes the sealed table `seed`, clip by clip, with latents.
+
+Every video that gives no clip is named with its reason in data/ingest_report.csv; the stage fails when none is left.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from flows import paths
+from flows.batches import chunked, publish_table, run_batches
+from flows.command import command, say
+from flows.params import Params
+from flows.stage import Stage, pick_device
+from model.pipeline import encode_frames, load_pipeline, num_frames, read_record
+from store.digest import bytes_sha256, canonical_json, digest, file_sha256, make_id
+from store.folder import SourceClip, read_folder
+from store.schema import table_schema
+from store.table import WorkingTable, pack_latents
+from store.video import VideoError, decode_video, encode_video
+
+
+class SeedError(ValueError):
+    """A source of seed clips that leaves nothing to train on or to evaluate with."""
+
+
+def main(params: Params) -> None:
+    source = read_folder(params.seed.source, params.seed.heldout)
+    vae_digest = read_record(paths.BASE)["digests"]["components"]["vae"]
+    sources = {clip.file: file_sha256(clip.path) for clip in source.clips}
+    identity = [
+        [clip.file, sources[clip.file], clip.caption, clip.split, clip.license, clip.extra] for clip in source.clips
+    ]
+    with Stage(
+        "seed",
+        params={"seed": {"heldout": params.seed.heldout}, "video": params.video, "clip": params.clip,
+                "evaluation": {"num_chunks": params.evaluation.num_chunks}},
+        inputs={"clips": digest(identity), "vae": vae_digest},
+    ) as stage:  # fmt: skip
+        stage.device = pick_device(params.resources.device)
+        pipe = load_pipeline(paths.BASE, device=stage.device)
+        length = num_frames(pipe.vae, params.clip.num_latents)
+        longest = num_frames(pipe.vae, params.clip.chunk_latents * params.evaluation.num_chunks)
+        ids = {
+            make_id("seed", {"source": sources[clip.file], "prompt": clip.caption, "split": clip.split,
+                             "video": params.video.model_dump(), "frames": length, "vae": vae_digest}): clip
+            for clip in source.clips
+        }  # fmt: skip
+        rejected = {entry.file_or_row: entry.reason for entry in source.rejected}
+        for clip in source.clips:
+            if clip not in ids.values():
+                rejected[clip.file] = "the same video with the same caption as another file"
+        schema, key = table_schema("seed")
+        table = WorkingTable(stage.work, "seed", schema, key)
+
+        def row(clip_id: str, clip: SourceClip) -> dict[str, Any] | None:
+            wanted = length if clip.split == "train" else longest
+            try:
+                frames = decode_video(
+                    clip.path,
+                    height=params.video.height,
+                    width=params.video.width,
+                    fps=params.video.fps,
+                    max_frames=wanted,
+                )
+                if len(frames) < length:
+                    raise VideoError(
+                        f"{len(frames)} frames at {params.video.fps:g} a second, a training clip needs {length}"
+                    )
+            except VideoError as error:
+                rejected[clip.file] = str(error)
+                return None
+            latents = encode_frames(pipe.vae, frames[None, :length])[0].half().cpu().numpy()
+            video = encode_video(frames, params.video.fps, params.video.crf)
+            data, shape = pack_latents(latents)
+            return {
+                "clip_id": clip_id, "kind": "seed", "split": clip.split, "prompt": clip.caption,
+                "source_path": clip.file, "source_sha256": sources[clip.file], "license": clip.license,
+                "extra": canonical_json(clip.extra),
+                "fps": params.video.fps, "num_frames": len(frames), "height": frames.shape[1], "width": frames.shape[2],
+                "video": video, "video_sha256": bytes_sha256(video), "frames_sha256": bytes_sha256(frames.tobytes()),
+                "latents": data, "latents_shape": shape, "vae_digest": vae_digest, "run_id": stage.run_id,
+            }  # fmt: skip
+
+        def work(batch: list[str]) -> None:
+            rows = [row(clip_id, ids[clip_id]) for clip_id in batch]
+            table.upsert([made for made in rows if made])
+
+        def report() -> None:
+            if rejected:
+                publish_table("seed-rejected", [{"file": n, "reason": r} for n, r in sorted(rejected.items())])
+
+        missing = table.missing(ids)
+        run = run_batches(
+            stage.label, chunked(missing, 16), work,
+            workers=params.resources.workers, done=len(ids) - len(missing), report=report,
+        )  # fmt: skip
+        stage.flow_run_id = run.flow_run_id
+        kept = [clip_id for clip_id in ids if clip_id not in set(table.missing(ids))]
+        write_report(paths.INGEST_REPORT, [ids[i].file for i in kept], rejected)
+        counts = {split: sum(ids[i].split == split for i in kept) for split in ("train", "heldout")}
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in sorted(rejected.items())[:5])
+        for split, purpose in (("train", "train on"), ("heldout", "evaluate with")):
+            if not counts[split]:
+                raise SeedError(f"{params.seed.source}: no clip left to {purpose} ({len(rejected)} rejected){reasons}")
+        manifest = table.seal(paths.STORE, paths.manifest("seed"), kept)
+        stage.outputs = {"table": "seed", "digest": manifest.digest, "rejected": len(rejected), **counts}
+        say(f"seed: {counts['train']} clips to train on, {counts['heldout']} held out, {len(rejected)} rejected")
+        if rejected:
+            say(f"seed: rejected, all of them in {paths.INGEST_REPORT}:{reasons}")
+
+
+def write_report(path: Path, kept: list[str], rejected: dict[str, str]) -> None:
+    """CSV with a row for every video or metadata row seen: file, kept or rejected, reason."""
+    rows = [(name, "kept", "") for name in kept] + [(name, "rejected", reason) for name, reason in rejected.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "status", "reason"))
+        writer.writerows(sorted(rows))
+
+
+if __name__ == "__main__":
+    command(main)

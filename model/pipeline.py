@@ -1,0 +1,208 @@
+"""Wan-layout pipeline folders: load, encode and decode, save a round, and the digests by which models are known.
+
+Every model of this project is a diffusers `WanPipeline` folder in safetensors. A trained round differs from its base in
+the transformer alone, so the other components are hard links to the base's files where the file system allows it.
+`bagger.json` in the folder records where a model came from and the digests of its components.
+
+Legend: B batch, T pixel frames, F latent frames, C latent channels, S text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+RECORD = "bagger.json"
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+_VOLATILE = {"_diffusers_version", "_name_or_path", "transformers_version", "_class_name_or_path"}
+
+
+class PipelineError(ValueError):
+    """A model folder that cannot be used, with the reason."""
+
+
+def load_pipeline(
+    source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> WanPipeline:
+    """Load a Wan2.1-style pipeline from a folder or a Hub id; safetensors only, frozen, in eval mode.
+
+    Raises PipelineError when the folder is missing, incomplete or not a Wan pipeline.
+    """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    folder = Path(source)
+    looks_local = folder.exists() or str(source).startswith((".", "/", "models"))
+    if looks_local and not (folder / "model_index.json").is_file():
+        raise PipelineError(f"{source}: not a diffusers pipeline folder (no model_index.json in it)")
+    try:
+        pipe = WanPipeline.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PipelineError(f"{source}: cannot be loaded as a WanPipeline: {error}") from error
+    for module in (pipe.vae, pipe.text_encoder, pipe.transformer):
+        if not isinstance(module, torch.nn.Module):
+            raise PipelineError(f"{source}: the pipeline lacks its vae, text encoder or transformer")
+        module.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def num_frames(vae: AutoencoderKLWan, num_latents: int) -> int:
+    """Pixel frames of `num_latents` latent frames: 1 + r (F - 1), r the VAE's compression in time."""
+    return 1 + int(vae.config.scale_factor_temporal) * (num_latents - 1)
+
+
+def num_latents(vae: AutoencoderKLWan, num_frames: int) -> int:
+    """Latent frames of `num_frames` pixel frames. Raises ValueError unless T = 1 + r k."""
+    ratio = int(vae.config.scale_factor_temporal)
+    if num_frames < 1 or (num_frames - 1) % ratio:
+        raise ValueError(f"{num_frames} frames do not fit a VAE that takes 1 + {ratio} k frames")
+    return 1 + (num_frames - 1) // ratio
+
+
+def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+    return mean.to(like), std.to(like)
+
+
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKLWan, frames_BTHWC: np.ndarray) -> torch.Tensor:
+    """Frames uint8 [B,T,H,W,3] to latents [B,C,F,h,w], the posterior's mode, normalised as WanPipeline does."""
+    wanted = num_latents(vae, frames_BTHWC.shape[1])
+    weight = next(vae.parameters())
+    pixels = torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).to(weight.device).permute(0, 4, 1, 2, 3)
+    # diffusers encodes 1 + 4k frames and silently drops the rest, whatever the VAE's compression in time. Being causal,
+    # the VAE does not let frames added at the end change what comes before them.
+    extra = -(pixels.shape[2] - 1) % 4
+    pixels = torch.cat([pixels, pixels[:, :, -1:].expand(-1, -1, extra, -1, -1)], 2)
+    latents = vae.encode(pixels.to(weight.dtype) / 127.5 - 1.0).latent_dist.mode()[:, :, :wanted]
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> np.ndarray:
+    """Latents [B,C,F,h,w] to frames uint8 [B,T,H,W,3]."""
+    latents = latents_BCFHW.to(next(vae.parameters()))
+    mean, std = _statistics(vae, latents)
+    pixels = vae.decode(latents * std + mean).sample
+    pixels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_prompts(pipe: WanPipeline, prompts: Sequence[str], max_length: int, batch_size: int = 64) -> torch.Tensor:
+    """Prompt embeddings [B, max_length, D], zero after each prompt's end, exactly as WanPipeline computes them."""
+    parts = [
+        pipe.encode_prompt(list(prompts[i : i + batch_size]), do_classifier_free_guidance=False,
+                           max_sequence_length=max_length)[0]
+        for i in range(0, len(prompts), batch_size)
+    ]  # fmt: skip
+    return torch.cat(parts)
+
+
+# ---------------------------------------------------------------- folders and digests
+
+
+def component_digest(folder: Path) -> str:
+    """sha256 of a component's files: bytes of weights and vocabularies, JSON without library versions."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix == ".json":
+            data = json.loads(path.read_text())
+            if isinstance(data, dict):
+                data = {k: v for k, v in data.items() if k not in _VOLATILE}
+            content = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        else:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def describe_folder(folder: Path, components: dict[str, str] | None = None) -> dict[str, Any]:
+    """Digests of a pipeline folder: `components` and the `model` digest that follows from them.
+
+    Components already known (those a round shares with its base) are not read again.
+    """
+    known = components or {}
+    present = [name for name in COMPONENTS if (folder / name).is_dir()]
+    digests = {name: known.get(name) or component_digest(folder / name) for name in present}
+    text = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return {"model": f"model-{hashlib.sha256(text.encode()).hexdigest()[:16]}", "components": digests}
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The `bagger.json` of a model folder. Raises PipelineError when there is none."""
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise PipelineError(f"{folder}: no {RECORD}; is it a model of this project? run `dvc repro` or `dvc pull`")
+    return json.loads(path.read_text())
+
+
+def model_digest(folder: str | Path) -> str:
+    """The digest by which a model of this project is known, `model-…`."""
+    return str(read_record(folder)["digests"]["model"])
+
+
+def save_base(pipe: WanPipeline, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a whole pipeline as a new folder, with its record; appears whole or not at all."""
+    building = _building(folder)
+    pipe.save_pretrained(building, safe_serialization=True)
+    return _finish(building, folder, record, {})
+
+
+def adopt_folder(source: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Copy an existing pipeline folder (hard links where possible) and write its record."""
+    building = _building(folder)
+    _link_tree(source, building)
+    return _finish(building, folder, record, {})
+
+
+def save_round(base_folder: Path, transformer: torch.nn.Module, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a trained round: the base's components and this transformer. Returns the record written."""
+    building = _building(folder)
+    _link_tree(base_folder, building, leave=("transformer",))
+    transformer.save_pretrained(building / "transformer", safe_serialization=True)
+    known = dict(read_record(base_folder)["digests"]["components"])
+    known.pop("transformer", None)
+    return _finish(building, folder, record, known)
+
+
+def _building(folder: Path) -> Path:
+    building = folder.with_name(f".{folder.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    return building
+
+
+def _finish(building: Path, folder: Path, record: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
+    record = {**record, "digests": describe_folder(building, known)}
+    (building / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(building, folder)
+    return record
+
+
+def _link_tree(source: Path, target: Path, leave: tuple[str, ...] = ()) -> None:
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        relative = path.relative_to(source)
+        if relative.parts[0] in leave or relative.name == RECORD:
+            continue
+        copy = target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path.resolve(), copy)
+        except OSError:
+            shutil.copyfile(path, copy)
