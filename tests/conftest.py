@@ -1,6 +1,7 @@
-"""A tiny synthetic store of two rounds: three train clips and one held-out, two rollouts a round, real sealed tables.
+"""What tests of several rooms share: a tiny synthetic store, and a tiny pipeline of random weights.
 
-Ids are plain (`seed-0`, `clip-r1-1`) so that tests can say what they expect.
+The store has two rounds, three train clips and one held-out, two rollouts a round, in real sealed tables. Ids are plain
+(`seed-0`, `clip-r1-1`) so that tests can say what they expect.
 """
 
 import json
@@ -200,3 +201,32 @@ def rows() -> SimpleNamespace:
     return SimpleNamespace(
         seed=seed_rows, rollouts=rollout_rows, scores=score_rows, clips=clip_rows, seal=seal, run=run
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Folder of a whole pipeline in the toy base's layout, small and random, for 32x32 pixels and 8x8 latents."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from model.base import Recipe, new_tokenizer, new_transformer, new_vae
+    from model.pipeline import save_base
+
+    tokenizer = new_tokenizer()
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae, text_encoder = new_vae(), UMT5EncoderModel(config)
+    pipe = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        transformer=new_transformer(Recipe(width_heads=(2, 16), layers=1, ffn=32)).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    folder = tmp_path_factory.mktemp("models") / "base"
+    save_base(pipe, folder, {"kind": "base", "source": "tiny"})
+    return folder
