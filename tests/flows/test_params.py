@@ -8,6 +8,10 @@ import pytest
 from flows.params import ParamsError, Section, load_params, set_rounds
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
+R2 = re.search(r"r2: \{.*\}", SHIPPED.read_text()).group()
+STEPS = re.search(r"  steps: \d+ ", SHIPPED.read_text()).group()
+LR = re.search(r"lr: \S+", SHIPPED.read_text()).group()
+SHARE = re.search(r"corrective: [\d.]+", SHIPPED.read_text()).group()
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_shipped_file_has_a_comment_on_every_knob():
     lines = SHIPPED.read_text().splitlines()
     plain = {"batch_size:", "lr:", "weight_decay:"}  # said once, or said by the name
     knobs = [line for line in lines if re.match(r"  \w+: \S", line) and "{" not in line]
-    assert len(knobs) > 40
+    assert len(knobs) > 30
     assert not [line for line in knobs if "#" not in line and line.split()[0] not in plain]
 
 
@@ -39,21 +43,13 @@ def test_values_are_frozen():
     assert isinstance(params.train, Section)
 
 
-def test_round_is_defaults_overlaid_by_its_own_keys(edited):
-    params = load_params(edited("r2: {prev: r1}", "r2: {prev: r1, corrective: uniform, lr: 0.25}"))
-    first, second = params.round("r1"), params.round("r2")
-    assert (first.prev, second.prev) == ("r0", "r1")
-    assert first.corrective == params.round_defaults.corrective
-    assert second.corrective == "uniform"
-    assert second.train.lr == 0.25
-    assert first.train.lr == params.round_defaults.lr
-    assert second.train.ema == params.train.ema  # neither says: train holds
+def test_a_round_trains_as_all_do_but_for_its_own_steps(edited):
+    params = load_params(edited(R2, re.sub(r"steps: \d+", "steps: 7", R2)))
+    assert params.train_of("r2").steps == 7
+    assert params.train_of("r2").model_copy(update={"steps": params.train.steps}) == params.train
     assert params.train_of("r0") == params.train
-
-
-def test_round_without_training_keys_takes_those_of_train(edited):
-    path = edited("  lr: 0.001\n", "")
-    assert load_params(path).round("r1").train.lr == load_params(path).train.lr
+    assert params.rounds_until("r2") == ["r1", "r2"]
+    assert params.rounds_until("r0") == []
 
 
 def test_int_where_float_is_meant_is_the_same_value(edited):
@@ -65,28 +61,27 @@ def test_int_where_float_is_meant_is_the_same_value(edited):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  steps: 1200", "  stesp: 1200", "train.stesp: unknown key (value 1200); did you mean train.steps?"),
-        ("  steps: 1200", "  stesp: 1200", "train.steps: missing"),
+        (STEPS, "  stesp: 7 ", "train.stesp: unknown key (value 7); did you mean train.steps?"),
+        (STEPS, "  stesp: 7 ", "train.steps: missing"),
         ("text:\n", "texts:\n", "did you mean text?"),
-        ("lr: 0.002", "lr: '0.002'", "train.lr: found '0.002'; expected a valid number"),
-        ("lr: 0.002", "lr: true", "train.lr: found True; expected a valid number"),
-        ("lr: 0.002", "lr: .nan", "train.lr: found nan; expected a finite number"),
-        ("lr: 0.002", "lr: -1", "train.lr: found -1; expected greater than 0"),
-        ("steps: 1200", "steps: 1200.0", "train.steps: found 1200.0; expected a valid integer"),
-        ("corrective: 0.5", "corrective: 1.5", "round_defaults.corrective: found 1.5; expected a number from 0 to 1"),
-        ("corrective: 0.5", "corrective: unifrom", "found 'unifrom'; expected a number from 0 to 1, or 'uniform'"),
-        ("init: base", "init: scratch", "found 'scratch'; expected 'base' or 'previous'"),
+        (LR, "lr: '0.002'", "train.lr: found '0.002'; expected a valid number"),
+        (LR, "lr: true", "train.lr: found True; expected a valid number"),
+        (LR, "lr: .nan", "train.lr: found nan; expected a finite number"),
+        (LR, "lr: -1", "train.lr: found -1; expected greater than 0"),
+        (STEPS, "  steps: 7.0 ", "train.steps: found 7.0; expected a valid integer"),
+        (SHARE, "corrective: 1.5", "rounds.r1.corrective: found 1.5; expected a number from 0 to 1"),
+        (SHARE, "corrective: unifrom", "found 'unifrom'; expected a number from 0 to 1, or 'uniform'"),
+        ("init: base,", "init: scratch,", "found 'scratch'; expected 'base' or 'previous'"),
         ("timestep: uniform", "timestep: normal", "found 'normal'; expected 'uniform' or 'logit_normal'"),
         ("device: auto", "device: gpu", "resources.device: found 'gpu'; expected auto, cpu, cuda"),
         ("prefix_chunks: 4", "prefix_chunks: 7", "train.prefix_chunks: found 7; expected less than clip.num_chunks"),
-        ("r2: {prev: r1}", "r2: {prev: r0}", "rounds.r2.prev: found 'r0'; expected 'r1'"),
-        ("r2: {prev: r1}", "r5: {prev: r1}", "found r1, r3, r5; expected r1, r2, r3"),
-        ("r2: {prev: r1}", "r2: {}", "rounds.r2.prev: missing"),
-        ("r2: {prev: r1}", "r2: 5", "rounds.r2: found 5; expected a mapping with prev"),
-        ("r2: {prev: r1}", "r2: {prev: r1, colective: 3}", "did you mean rounds.r2.corrective?"),
-        ("r2: {prev: r1}", "r2: {prev: r1, prefix_chunks: 9}", "rounds.r2.prefix_chunks: found 9; expected less than"),
-        ("r2: {prev: r1}", "r1: {prev: r1}", 'found duplicate key "r1"'),
-        ("r2: {prev: r1}", "r2: &same {prev: r1}", "anchors and aliases"),
+        (R2, R2.replace("r1", "r0"), "rounds.r2.prev: found 'r0'; expected 'r1'"),
+        (R2, R2.replace("r2", "r5"), "found r1, r3, r5; expected r1, r2, r3"),
+        (R2, "r2: {}", "rounds.r2.prev: missing"),
+        (R2, "r2: 5", "rounds.r2: found 5; expected a mapping with prev"),
+        (R2, R2.replace("corrective", "colective"), "did you mean rounds.r2.corrective?"),
+        (R2, R2.replace("r2:", "r1:"), 'found duplicate key "r1"'),
+        (R2, R2.replace("{", "&same {"), "anchors and aliases"),
         ("text:\n", "text: [\n", "line "),
     ],
 )
@@ -99,7 +94,7 @@ def test_mistake_is_named(edited, old, new, message):
 
 def test_all_mistakes_are_named_at_once(edited):
     with pytest.raises(ParamsError) as caught:
-        load_params(edited("lr: 0.002", "lr: no\n  warmpu: 3"))
+        load_params(edited(LR, "lr: no\n  warmpu: 3"))
     assert "train.lr" in str(caught.value)
     assert "did you mean train.warmup?" in str(caught.value)
 
@@ -111,19 +106,20 @@ def test_missing_file_and_unknown_round():
         load_params(SHIPPED).round("r9")
 
 
-def test_set_rounds_keeps_overrides_comments_and_the_rest(edited):
-    path = edited("r2: {prev: r1}", "r2: {prev: r1, corrective: 0.25}")
+def test_set_rounds_keeps_rounds_comments_and_the_rest(edited):
+    path = edited(R2, R2.replace(SHARE, "corrective: 0.25"))
     before = path.read_text()
     assert set_rounds(5, path) == ["r1", "r2", "r3", "r4", "r5"]
-    added = "  r3: {prev: r2}\n  r4: {prev: r3}\n  r5: {prev: r4}\n"
-    assert path.read_text() == before.replace("  r3: {prev: r2}\n", added)
+    third = R2.replace("r2", "r3").replace("r1", "r2")
+    fourth, fifth = third.replace("r3", "r4").replace("r2", "r3"), third.replace("r3", "r5").replace("r2", "r4")
+    assert path.read_text() == before.replace(f"  {third}\n", f"  {third}\n  {fourth}\n  {fifth}\n")
     assert load_params(path).round("r2").corrective == 0.25
     set_rounds(3, path)
     assert path.read_text() == before
 
 
 def test_set_rounds_leaves_a_bad_file_alone(edited):
-    path = edited("lr: 0.002", "lr: -1")
+    path = edited(LR, "lr: -1")
     before = path.read_text()
     with pytest.raises(ParamsError, match="lr"):
         set_rounds(5, path)
