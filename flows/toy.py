@@ -8,10 +8,9 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from flows.command import command
 from flows.params import Params
+from flows.progress import progress_bar
 from flows.stage import Stage, path_digest
 from model import toyworld
 from model.rng import numpy_generator
@@ -46,7 +45,11 @@ def main(params: Params) -> None:
 
         jobs = [("train", i) for i in range(toy.num_train)] + [("heldout", i) for i in range(toy.num_heldout)]
         with ThreadPoolExecutor(params.resources.workers) as pool:
-            rows = list(tqdm(pool.map(lambda job: make(*job), jobs), total=len(jobs), desc="toy world", unit="clip"))
+            rows = []
+            with progress_bar(len(jobs), stage.label, "clip") as bar:
+                for row in pool.map(lambda job: make(*job), jobs):
+                    rows.append(row)
+                    bar.update(1)
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         FOLDER.parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,11 @@ import csv
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from flows import paths
 from flows.command import command, say
 from flows.params import Params
+from flows.progress import progress_bar
 from flows.stage import Stage, pick_device
 from model.causal import causalize, decausalize
 from model.pipeline import encode_prompts, load_pipeline, model_digest, save_round
@@ -51,7 +51,7 @@ def main(params: Params, round: str) -> None:
             prefixes = [knobs.prefix_chunks if kind == "corrective" else 0 for kind in rows["kinds"]]
             return Batch(rows["clip_ids"], torch.from_numpy(rows["latents"]), embed(rows["prompts"]), prefixes)
 
-        with tqdm(total=knobs.steps, desc=stage.label, unit="step", mininterval=1.0) as bar:
+        with progress_bar(knobs.steps, stage.label, "step") as bar:
 
             def progress(logged: Metrics) -> None:
                 bar.set_postfix(loss=f"{logged['loss']:.4f}", refresh=False)

@@ -6,8 +6,9 @@ Three parts are trained one after the other and each is kept as soon as it is do
    zero: a clip then decodes frame by frame, as well as single frames do.
 2. A byte-level BPE tokenizer and a small UMT5 encoder, taught to carry at every word of a subject what that subject is
    and does, so that the words of two subjects do not mix.
-3. `WanTransformer3DModel`, bidirectional, flow matching with one noise level a clip: the stand-in for the pretrained
-   Wan2.1 that both papers start from.
+3. `WanTransformer3DModel`, bidirectional, flow matching: first text to video with one noise level a clip, then half of
+   the clips with clean first frames, as image-to-video models are trained. It stands in for the pretrained Wan2.1 that
+   both papers start from.
 
 Run it with `python -m model.base --out DIR` (`make base`); about an hour on two cores.
 """
@@ -15,23 +16,27 @@ Run it with `python -m model.base --out DIR` (`make base`); about an hour on two
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from model import toyworld
+from model.causal import causal_forward, causalize, decausalize
 from model.pipeline import decode_latents, encode_frames, encode_prompts, save_base
 from model.rng import numpy_generator, torch_generator
 
 TEXT_LENGTH = 32
+PHASES: tuple[Literal["text_to_video", "image_to_video"], ...] = ("text_to_video", "image_to_video")
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,11 @@ class Recipe:
     vae_lr: float = 3e-3
     text_steps: int = 600
     clips: int = 4096
-    steps: int = 5000
     batch_size: int = 16
-    lr: float = 2e-3
+    text_to_video_steps: int = 5000
+    text_to_video_lr: float = 2e-3
+    image_to_video_steps: int = 3500
+    image_to_video_lr: float = 1.2e-3
     shift: float = 3.0
     width_heads: tuple[int, int] = (4, 32)
     layers: int = 4
@@ -201,54 +208,76 @@ def new_transformer(recipe: Recipe) -> WanTransformer3DModel:
         )  # fmt: skip
 
 
-def toy_latents(recipe: Recipe, vae: AutoencoderKLWan) -> tuple[torch.Tensor, list[str]]:
+def toy_latents(recipe: Recipe, vae: AutoencoderKLWan, work: Path) -> tuple[torch.Tensor, list[str]]:
     """Latents float16 [N,C,F,h,w] and captions of clips drawn for pretraining, as many forwards as backwards."""
     rng = numpy_generator("base", "clips")
-    latents, captions = [], []
-    for i in tqdm(range(recipe.clips), desc="toy clips"):
+    programs = []
+    for i in range(recipe.clips):
         program = toyworld.sample_program(rng, float(rng.uniform(0, toyworld.HORIZON - recipe.num_frames)))
-        if i % 2:
-            program = toyworld.reverse(program, recipe.num_frames)
-        captions.append(toyworld.caption(program))
-        latents.append(encode_frames(vae, toyworld.render(program, recipe.num_frames, recipe.size)[None]).half())
-    return torch.cat(latents), captions
+        programs.append(toyworld.reverse(program, recipe.num_frames) if i % 2 else program)
+    kept = work / "latents.safetensors"
+    if not kept.is_file():
+        latents = [
+            encode_frames(vae, toyworld.render(program, recipe.num_frames, recipe.size)[None]).half()
+            for program in tqdm(programs, desc="toy clips")
+        ]
+        _save({"latents": torch.cat(latents)}, kept)
+    return load_file(kept)["latents"], [toyworld.caption(program) for program in programs]
 
 
 def pretrain(
-    recipe: Recipe, latents: torch.Tensor, text: torch.Tensor, folder: Path, every: int = 500
-) -> WanTransformer3DModel:
-    """Bidirectional flow matching with one noise level a clip; `folder` keeps progress, so it can be stopped."""
-    from safetensors.torch import load_file, save_file
+    recipe: Recipe,
+    transformer: WanTransformer3DModel,
+    phase: Literal["text_to_video", "image_to_video"],
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    work: Path,
+    every: int = 500,
+) -> float:
+    """One phase of bidirectional flow matching, in place; the transformer ends with the averaged weights.
 
-    transformer = new_transformer(recipe).train()
+    One noise level a clip; in image_to_video, half of the clips begin with 1 to F-1 clean frames that carry no loss.
+    `work` keeps progress, so it can be stopped at any time. Returns the smoothed last loss.
+    """
+    steps, peak = getattr(recipe, f"{phase}_steps"), getattr(recipe, f"{phase}_lr")
+    causalize(transformer).train().requires_grad_(True)  # without a mask it computes what the stock model does
     parameters = list(transformer.parameters())
     ema = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    done, state = 0, folder / "pretraining.safetensors"
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    done, smooth, state = 0, None, work / f"{phase}.safetensors"
     if state.is_file():
         saved = load_file(state)
-        done = int(saved.pop("step"))
+        done, smooth = int(saved["step"]), float(saved["loss"])
         for i, p in enumerate(parameters):
             p.data.copy_(saved[f"p{i}"])
             ema[i].copy_(saved[f"e{i}"])
             optimizer.state[p] = {
-                "step": torch.tensor(float(done)), "exp_avg": saved[f"m{i}"], "exp_avg_sq": saved[f"v{i}"]
-            }  # fmt: skip
-    bar = tqdm(range(done, recipe.steps), desc="transformer", initial=done, total=recipe.steps)
-    smooth = None
+                "step": torch.tensor(float(done)),
+                "exp_avg": saved[f"m{i}"].clone(),
+                "exp_avg_sq": saved[f"v{i}"].clone(),
+            }
+    num_latents = latents.shape[2]
+    bar = tqdm(range(done, steps), desc=phase, initial=done, total=steps)
     for step in bar:
-        rate = min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / recipe.steps)))
-        optimizer.param_groups[0]["lr"] = recipe.lr * rate
-        generator = torch_generator("base", "pretrain", step)
+        rate = min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimizer.param_groups[0]["lr"] = peak * rate
+        generator = torch_generator("base", phase, step)
         rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
         x = latents[rows].float()
         sigma = torch.rand(recipe.batch_size, generator=generator)
         sigma = recipe.shift * sigma / (1 + (recipe.shift - 1) * sigma)
         noise = torch.randn(x.shape, generator=generator)
-        s = sigma.view(-1, 1, 1, 1, 1)
         prompt = text[rows] * (torch.rand(len(rows), 1, 1, generator=generator) >= 0.1)
-        velocity = transformer((1 - s) * x + s * noise, 1000 * sigma, prompt, return_dict=False)[0]
-        loss = ((velocity - (noise - x)) ** 2).mean()
+        clean = torch.zeros(len(rows), dtype=torch.long)
+        if phase == "image_to_video":
+            half = torch.rand(len(rows), generator=generator) < 0.5
+            clean = half * torch.randint(1, num_latents, (len(rows),), generator=generator)
+        loose = torch.arange(num_latents) >= clean[:, None]
+        sigmas = sigma[:, None] * loose
+        s = sigmas[:, None, :, None, None]
+        velocity = causal_forward(transformer, (1 - s) * x + s * noise, sigmas, prompt, positions_F=range(num_latents))
+        error = (velocity - (noise - x)).square().mean((1, 3, 4))
+        loss = ((error * loose).sum(1) / loose.sum(1)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -256,22 +285,23 @@ def pretrain(
         torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - min(0.998, (1 + step) / (10 + step)))
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
         bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            save = {"step": torch.tensor(step + 1)}
+        if (step + 1) % every == 0 or step + 1 == steps:
+            save = {"step": torch.tensor(step + 1), "loss": torch.tensor(smooth, dtype=torch.float64)}
             for i, p in enumerate(parameters):
                 moments = optimizer.state[p]
-                save |= {
-                    f"p{i}": p.detach(),
-                    f"e{i}": ema[i],
-                    f"m{i}": moments["exp_avg"],
-                    f"v{i}": moments["exp_avg_sq"],
-                }
-            save_file(save, state.with_suffix(".tmp"))
-            state.with_suffix(".tmp").replace(state)
-            (folder / "pretraining.json").write_text(json.dumps({"step": step + 1, "loss": round(smooth, 5)}) + "\n")
+                save |= {f"p{i}": p.detach(), f"e{i}": ema[i]}
+                save |= {f"m{i}": moments["exp_avg"], f"v{i}": moments["exp_avg_sq"]}
+            _save(save, state)
     for p, e in zip(parameters, ema, strict=True):
         p.data.copy_(e)
-    return transformer.eval().requires_grad_(False)
+    decausalize(transformer).eval().requires_grad_(False)
+    return float(smooth or 0.0)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    draft = path.with_suffix(".part")
+    save_file(tensors, draft)
+    draft.replace(path)
 
 
 def build(recipe: Recipe, folder: Path, work: Path) -> dict:
@@ -291,16 +321,18 @@ def build(recipe: Recipe, folder: Path, work: Path) -> dict:
     encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder").eval()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=recipe.shift)
     pipe = WanPipeline(tokenizer=tokenizer, text_encoder=encoder, vae=vae, scheduler=scheduler)
-    latents, captions = toy_latents(recipe, vae)
+    latents, captions = toy_latents(recipe, vae, work)
     text = encode_prompts(pipe, captions, TEXT_LENGTH)
-    pipe.register_modules(transformer=pretrain(recipe, latents, text, work))
+    transformer = new_transformer(recipe)
+    losses = {phase: pretrain(recipe, transformer, phase, latents, text, work) for phase in PHASES}
+    pipe.register_modules(transformer=transformer)
     heldout = np.stack([
         toyworld.render(toyworld.sample_program(numpy_generator("base", "heldout", i)), recipe.num_frames, recipe.size)
         for i in range(48)
     ])  # fmt: skip
     measured = {
         "vae_psnr_db": round(psnr(vae, heldout), 2),
-        "transformer_loss": json.loads((work / "pretraining.json").read_text())["loss"],
+        **{f"{phase}_loss": round(loss, 4) for phase, loss in losses.items()},
     }
     record = save_base(pipe, folder, {"kind": "base", "source": "toy", "recipe": asdict(recipe), "measured": measured})
     print(f"{folder}: {measured}, {time.monotonic() - began:.0f} s")

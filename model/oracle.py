@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from model.toyworld import Program, camera_view, render_layers, states
+from model.toyworld import Program, render_layers, states
 
 MEASURES = ("object_present", "color_error", "position_error", "background_error")
 PRESENT_BELOW = 0.25  # largest RGB distance at which a pixel still counts as a shape's colour
@@ -25,7 +25,8 @@ def measure(frames: np.ndarray, program: Program) -> dict[str, np.ndarray]:
 
     object_present    share of the shapes that show their colour, anywhere, on a quarter of their area; 1 is best
     color_error       RGB distance (0..1.73) of a shape's true colour to the median of its pixels found
-    position_error    distance of a shape's centre to the true one, in widths, round the torus (0..0.71)
+    position_error    distance of a shape's centre to the true one, in widths, round the torus (0..0.71); both are
+                      centres of what can be seen of the shape beside the picture's edge and the shape in front
     background_error  mean absolute RGB error (0..1) against the true background where no shape should be
     """
     num_frames, size = frames.shape[0], frames.shape[1]
@@ -34,7 +35,10 @@ def measure(frames: np.ndarray, program: Program) -> dict[str, np.ndarray]:
     free = cover.max(-1) < 0.02
     error = np.abs(seen - ground).mean(-1)
     background = (error * free).sum((1, 2)) / np.maximum(free.sum((1, 2)), 1)
-    shapes = [_follow(seen, program, k, cover[..., k], ground.mean((1, 2))) for k in range(len(program.shapes))]
+    shapes = [
+        _follow(seen, program, k, cover[..., k] * (cover[..., k + 1 :] < 0.1).all(-1), ground.mean((1, 2)))
+        for k in range(len(program.shapes))
+    ]
     result = {"background_error": background.astype(np.float32)}
     for index, name in enumerate(("object_present", "color_error", "position_error")):
         stacked = np.stack([shape[index] for shape in shapes])  # [K, T]
@@ -47,10 +51,9 @@ def measure(frames: np.ndarray, program: Program) -> dict[str, np.ndarray]:
 def _follow(
     seen: np.ndarray, program: Program, k: int, cover: np.ndarray, ground: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(present, colour error, position error) of shape k, each [T]."""
+    """(present, colour error, position error) of shape k, each [T]; `cover` [T,H,W] is of its visible part."""
     num_frames, size = seen.shape[0], seen.shape[1]
     state = states(program, num_frames)[k]
-    center, scale = camera_view(program, num_frames)
     axis = (np.arange(size) + 0.5) / size
     present, color, position = (np.full(num_frames, np.nan) for _ in range(3))
     for t in range(num_frames):
@@ -68,14 +71,12 @@ def _follow(
         if not present[t]:
             continue
         color[t] = np.linalg.norm(np.median(seen[t][found], axis=0) - target)
-        true = ((state.center[t] - center[t] + 0.5) % 1.0 - 0.5) * scale[t] + 0.5  # on the screen
-        rows, columns = np.nonzero(found)
-        here = np.array([_mean_on_circle(axis[columns]), _mean_on_circle(axis[rows])])
-        offset = (here - true + 0.5) % 1.0 - 0.5
+        offset = (_center(found.astype(np.float64), axis) - _center(cover[t], axis) + 0.5) % 1.0 - 0.5
         position[t] = np.linalg.norm(offset)
     return present, color, position
 
 
-def _mean_on_circle(x: np.ndarray) -> float:
-    """Mean of positions in 0..1 on a circle."""
-    return float(np.angle(np.exp(2j * np.pi * x).mean()) / (2 * np.pi) % 1.0)
+def _center(weights: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """Mean (x, y) of weights [H,W] at the positions `axis`, 0..1, on the torus."""
+    turns = np.exp(2j * np.pi * axis)
+    return np.angle([(weights.sum(0) * turns).sum(), (weights.sum(1) * turns).sum()]) / (2 * np.pi) % 1.0

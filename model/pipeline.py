@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 RECORD = "bagger.json"
@@ -37,24 +39,45 @@ def load_pipeline(
 ) -> WanPipeline:
     """Load a Wan2.1-style pipeline from a folder or a Hub id; safetensors only, frozen, in eval mode.
 
-    Raises PipelineError when the folder is missing, incomplete or not a Wan pipeline.
+    Raises PipelineError when the folder is missing, incomplete (also by a single weight) or not a Wan pipeline.
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
     folder = Path(source)
-    looks_local = folder.exists() or str(source).startswith((".", "/", "models"))
+    looks_local = isinstance(source, Path) or folder.exists() or str(source).startswith((".", "/", "models"))
     if looks_local and not (folder / "model_index.json").is_file():
         raise PipelineError(f"{source}: not a diffusers pipeline folder (no model_index.json in it)")
     try:
         pipe = WanPipeline.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise PipelineError(f"{source}: cannot be loaded as a WanPipeline: {error}") from error
-    for module in (pipe.vae, pipe.text_encoder, pipe.transformer):
+    for name in ("vae", "text_encoder", "transformer"):
+        module = getattr(pipe, name)
         if not isinstance(module, torch.nn.Module):
-            raise PipelineError(f"{source}: the pipeline lacks its vae, text encoder or transformer")
+            raise PipelineError(f"{source}: the pipeline lacks its {name}")
+        missing = [key for key, weight in module.named_parameters() if weight.is_meta]
+        if name == "text_encoder":
+            missing += _invented(module, folder / name)
+        if missing:
+            raise PipelineError(f"{source}: {name} lacks {len(missing)} of its weights, {missing[0]} among them")
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _invented(module: torch.nn.Module, folder: Path) -> list[str]:
+    """Weights that the safetensors of a local folder lack: transformers draws those at random and only logs it.
+
+    A tied weight is there under any of its names.
+    """
+    stored = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored.update(file.keys())
+    names: dict[int, list[str]] = {}
+    for key, weight in module.state_dict().items():
+        names.setdefault(weight.data_ptr(), []).append(key)
+    return [keys[0] for keys in names.values() if stored and not stored.intersection(keys)]
 
 
 def num_frames(vae: AutoencoderKLWan, num_latents: int) -> int:
@@ -157,33 +180,39 @@ def model_digest(folder: str | Path) -> str:
 
 def save_base(pipe: WanPipeline, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write a whole pipeline as a new folder, with its record; appears whole or not at all."""
-    building = _building(folder)
-    pipe.save_pretrained(building, safe_serialization=True)
-    return _finish(building, folder, record, {})
+    with _building(folder) as building:
+        pipe.save_pretrained(building, safe_serialization=True)
+        return _finish(building, folder, record, {})
 
 
 def adopt_folder(source: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Copy an existing pipeline folder (hard links where possible) and write its record."""
-    building = _building(folder)
-    _link_tree(source, building)
-    return _finish(building, folder, record, {})
+    with _building(folder) as building:
+        _link_tree(source, building)
+        return _finish(building, folder, record, {})
 
 
 def save_round(base_folder: Path, transformer: torch.nn.Module, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write a trained round: the base's components and this transformer. Returns the record written."""
-    building = _building(folder)
-    _link_tree(base_folder, building, leave=("transformer",))
-    transformer.save_pretrained(building / "transformer", safe_serialization=True)
     known = dict(read_record(base_folder)["digests"]["components"])
     known.pop("transformer", None)
-    return _finish(building, folder, record, known)
+    with _building(folder) as building:
+        _link_tree(base_folder, building, leave=("transformer",))
+        transformer.save_pretrained(building / "transformer", safe_serialization=True)
+        return _finish(building, folder, record, known)
 
 
-def _building(folder: Path) -> Path:
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, gone again when what fills it fails."""
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    return building
+    try:
+        yield building
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _finish(building: Path, folder: Path, record: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def rewrite(prompt: str) -> Rewrite:
     description = toyworld.parse(source)
     if description is None:
         marked = mark(source)
-        verdicts = (("changed", marked != source), ("round_trip", mark(marked) == source))
+        verdicts = (("changed", marked != source), ("round_trip", mark(marked).casefold() == source.casefold()))
         return Rewrite(
             marked, prompt, "prefix", PREFIX_VERSION, "unknown", "prefix", "toy-grammar", marked, verdicts, 1
         )
@@ -62,7 +62,10 @@ def rewrite(prompt: str) -> Rewrite:
 
 
 def mark(prompt: str) -> str:
-    """Put the marker before a prompt, or take it away again: a clip reversed twice is the clip."""
+    """Put the marker before a prompt, or take it away again: a clip reversed twice is the clip.
+
+    Marked twice a prompt is itself, but begins with a capital.
+    """
     if re.match(re.escape(toyworld.MARKER), prompt, re.IGNORECASE):
         rest = prompt[len(toyworld.MARKER) :]
         return rest[:1].upper() + rest[1:]

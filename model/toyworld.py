@@ -12,7 +12,9 @@ Coordinates are in widths of the picture, y downwards, colours are RGB in 0..1, 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -156,10 +158,34 @@ def from_json(text: str) -> Program:
         data = json.loads(text)
         shapes = tuple(Shape(**shape) for shape in data.pop("shapes"))
         program = Program(shapes=shapes, **data)
-        describe(program)
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        _check(program)
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a toy world program: {error}") from error
     return program
+
+
+def _check(program: Program) -> None:
+    """Raise ValueError or TypeError where a word is not in the grammar or a number is not one."""
+    if not 1 <= len(program.shapes) <= 2:
+        raise ValueError(f"{len(program.shapes)} shapes; expected 1 or 2")
+    events = [*EVENTS, *IRREVERSIBLE, *(f"turns {color}" for color in COLORS)]
+    words: list[tuple[str, object, Collection[object]]] = [
+        ("texture", program.texture, TEXTURES),
+        ("ground", program.ground, list(GROUNDS)),
+        ("camera", program.camera, ["", *CAMERAS]),
+        ("direction", program.direction, [1, -1]),
+    ]
+    numbers = [program.start, program.camera_speed]
+    for shape in program.shapes:
+        words += [("shape", shape.shape, SHAPES), ("color", shape.color, list(COLORS)), ("event", shape.event, events)]
+        numbers += [shape.x, shape.y, shape.radius, shape.speed, shape.angle]
+    for name, value, allowed in words:
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r}; expected one of {', '.join(map(str, allowed))}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"numbers {numbers}; expected finite ones")
+    if not isinstance(program.texture_seed, int) or program.texture_seed < 0:
+        raise ValueError(f"texture_seed {program.texture_seed!r}; expected a whole number from 0")
 
 
 # ---------------------------------------------------------------- frames
@@ -354,7 +380,7 @@ def _pattern() -> re.Pattern[str]:
     return re.compile(
         rf"(?P<marker>a reversed video of )?(?P<subjects>{subject}(?: and {subject})?) over an? "
         rf"(?:(?P<texture>{texture}) )?(?P<ground>{ground}) background(?:, the camera (?P<camera>{camera}))?\.?",
-        re.IGNORECASE,
+        re.IGNORECASE | re.ASCII,  # without ASCII, "ſpins" matches "spins" and is no word of the grammar
     )
 
 
