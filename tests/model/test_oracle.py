@@ -109,6 +109,13 @@ def test_displacement_is_measured_in_widths(program, frames):
     assert means(render(round_the_torus, FRAMES), program)["position_error"] == pytest.approx(0.1, abs=0.015)
 
 
+def test_a_shape_over_the_edge_is_one_shape(program):
+    shape = program.shapes[0]
+    here, there = (replace(program, shapes=(replace(shape, event="stays still", x=x),)) for x in (0.02, 0.98))
+    assert means(render(here, 1), here)["position_error"] < 0.01
+    assert means(render(there, 1), here)["position_error"] == pytest.approx(0.04, abs=0.01)
+
+
 def test_wrong_direction_shows_late(program):
     found = measure(render(program_of("moves left"), FRAMES), program)["position_error"]
     assert found[0] < 0.01

@@ -243,7 +243,7 @@ def test_sentences_are_understood_however_they_are_spaced(text):
         "a red circle moves left and a red circle moves up and a red circle grows over a grey background",
         "so a red circle moves left over a grey background",
         "a red circle moves left over a grey background..",
-        "a red circle \u017fpins in place over a grey background",  # long s: lower case of itself, matches S unless ASCII
+        "a red circle \u017fpins in place over a grey background",  # long s
         "a red c\u0130rcle grows over a grey background",
     ],
 )
