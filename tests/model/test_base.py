@@ -14,7 +14,7 @@ from model.pipeline import decode_latents, encode_frames, load_pipeline, model_d
 
 MINI = Recipe(
     size=16, num_frames=3, vae_images=40, vae_steps=3, text_steps=3, clips=6, batch_size=4, text_to_video_steps=3,
-    text_to_video_horizon=5, image_to_video_steps=3, width_heads=(2, 16), layers=1, ffn=32,
+    image_to_video_steps=3, width_heads=(2, 16), layers=1, ffn=32,
 )  # fmt: skip
 
 
