@@ -43,15 +43,14 @@ def main(params: Params) -> None:
         pipe = load_pipeline(paths.BASE, device=stage.device)
         length = num_frames(pipe.vae, params.clip.num_latents)
         longest = num_frames(pipe.vae, params.clip.chunk_latents * params.evaluation.num_chunks)
-        ids = {
-            make_id("seed", {"source": sources[clip.file], "prompt": clip.caption, "split": clip.split,
-                             "video": params.video.model_dump(), "frames": length, "vae": vae_digest}): clip
-            for clip in source.clips
-        }  # fmt: skip
         rejected = {entry.file_or_row: entry.reason for entry in source.rejected}
+        ids: dict[str, SourceClip] = {}
         for clip in source.clips:
-            if clip not in ids.values():
-                rejected[clip.file] = "the same video with the same caption as another file"
+            made_of = {"source": sources[clip.file], "prompt": clip.caption, "split": clip.split,
+                       "video": params.video.model_dump(), "frames": length, "vae": vae_digest}  # fmt: skip
+            first = ids.setdefault(make_id("seed", made_of), clip)
+            if first is not clip:
+                rejected[clip.file] = f"the same video with the same caption as {first.file}"
         schema, key = table_schema("seed")
         table = WorkingTable(stage.work, "seed", schema, key)
 
