@@ -45,7 +45,11 @@ def main(params: Params) -> None:
         longest = num_frames(pipe.vae, params.clip.chunk_latents * params.evaluation.num_chunks)
         rejected = {entry.file_or_row: entry.reason for entry in source.rejected}
         ids: dict[str, SourceClip] = {}
+        heldout = {sources[clip.file]: clip.file for clip in source.clips if clip.split == "heldout"}
         for clip in source.clips:
+            if clip.split == "train" and sources[clip.file] in heldout:
+                rejected[clip.file] = f"the same video is held out as {heldout[sources[clip.file]]}"
+                continue
             made_of = {"source": sources[clip.file], "prompt": clip.caption, "split": clip.split,
                        "video": params.video.model_dump(), "frames": length, "vae": vae_digest}  # fmt: skip
             first = ids.setdefault(make_id("seed", made_of), clip)

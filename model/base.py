@@ -20,6 +20,7 @@ import math
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -51,9 +52,10 @@ class Recipe:
     text_steps: int = 600
     clips: int = 4096
     batch_size: int = 16
-    text_to_video_steps: int = 5000
+    text_to_video_steps: int = 3500
+    text_to_video_horizon: int = 5000  # of its cosine: left early, since the second phase anneals again
     text_to_video_lr: float = 2e-3
-    image_to_video_steps: int = 3500
+    image_to_video_steps: int = 3600
     image_to_video_lr: float = 1.2e-3
     shift: float = 3.0
     width_heads: tuple[int, int] = (4, 32)
@@ -240,6 +242,7 @@ def pretrain(
     `work` keeps progress, so it can be stopped at any time. Returns the smoothed last loss.
     """
     steps, peak = getattr(recipe, f"{phase}_steps"), getattr(recipe, f"{phase}_lr")
+    horizon = recipe.text_to_video_horizon if phase == "text_to_video" else steps
     causalize(transformer).train().requires_grad_(True)  # without a mask it computes what the stock model does
     parameters = list(transformer.parameters())
     ema = [p.detach().clone() for p in parameters]
@@ -259,7 +262,7 @@ def pretrain(
     num_latents = latents.shape[2]
     bar = tqdm(range(done, steps), desc=phase, initial=done, total=steps)
     for step in bar:
-        rate = min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        rate = min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / horizon)))
         optimizer.param_groups[0]["lr"] = peak * rate
         generator = torch_generator("base", phase, step)
         rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
@@ -342,7 +345,8 @@ def build(recipe: Recipe, folder: Path, work: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the toy base pipeline from nothing and write its folder.")
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
-    parser.add_argument("--work", type=Path, default=Path(".work/base"), help="where progress is kept")
+    kept = Path(".work", f"base-{sha256(repr(Recipe()).encode()).hexdigest()[:16]}")
+    parser.add_argument("--work", type=Path, default=kept, help="where progress is kept, by recipe")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's choice)")
     arguments = parser.parse_args()
     if arguments.threads:

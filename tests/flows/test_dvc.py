@@ -156,7 +156,7 @@ def test_params_of_stages_exist():
 
 def outs_of(stage: str) -> list[str]:
     entry = stages()[stage]
-    return [*entry["outs"], *entry.get("metrics", ())]
+    return [next(iter(out)) if isinstance(out, dict) else out for out in (*entry["outs"], *entry.get("metrics", ()))]
 
 
 def test_every_out_is_of_one_stage():

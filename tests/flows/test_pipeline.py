@@ -439,6 +439,22 @@ def test_another_round_leaves_the_others_alone(copy):
     assert set(changed) == new | {"catalog", "report"}
 
 
+def test_a_bad_source_leaves_the_store_as_it_was(copy, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.mp4").write_text("this is no video")
+    (bad / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "nothing"}\n')
+    text = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(text.replace("source: data/toy", f"source: {bad}"))
+    manifest = (copy / "data/manifests/seed.json").read_bytes()
+    done = run(copy, "dvc", "repro", "seed", status=None)
+    assert done.returncode != 0
+    assert "error: " in done.stderr
+    assert "a.mp4" in done.stderr
+    assert (copy / "data/manifests/seed.json").read_bytes() == manifest
+    assert content_manifest(copy / "data/store", "seed") == read_manifest(copy / "data/manifests/seed.json")
+
+
 def test_other_resources_rerun_nothing(copy):
     text = (copy / "params.yaml").read_text()
     (copy / "params.yaml").write_text(text.replace("workers: 2, rollout_batch: 4", "workers: 1, rollout_batch: 7"))

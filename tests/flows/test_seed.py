@@ -116,6 +116,7 @@ def folder(tmp_path_factory) -> Path:
     (root / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     (root / "text.mp4").write_text("this is no video")
     shutil.copy(root / "h264.mp4", root / "twin.mp4")
+    shutil.copy(root / "long.mp4", root / "leak.mp4")
 
     rows = [
         {"file_name": "h264.mp4", "text": "a test card", "license": "CC0-1.0", "author": "somebody"},
@@ -128,6 +129,7 @@ def folder(tmp_path_factory) -> Path:
         {"file_name": "silent.mp4", "text": "  "},
         {"file_name": "nowhere.mp4", "text": "there is no such file"},
         {"file_name": "twin.mp4", "text": "a test card", "split": "train"},
+        {"file_name": "leak.mp4", "text": "a test card to train on", "split": "train"},
     ]
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "metadata.csv").write_text(
@@ -283,12 +285,13 @@ def test_whatever_is_no_clip_is_named_with_its_reason(made):
         "metadata.jsonl:9": "'nowhere.mp4' is missing",
         "untold.mp4": "no metadata row names it",
         "twin.mp4": "the same video with the same caption as h264.mp4",
+        "leak.mp4": "the same video is held out as long.mp4",
     }
     assert set(rejected) == set(expected)
     for file, reason in expected.items():
         assert reason in rejected[file]
     said = (made / "said").read_text()
-    assert "seed: 6 clips to train on, 2 held out, 7 rejected" in said
+    assert "seed: 6 clips to train on, 2 held out, 8 rejected" in said
     assert "data/ingest_report.csv" in said
 
 
