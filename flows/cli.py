@@ -261,7 +261,7 @@ def rollout(
 
     from flows.generator import Generator
     from flows.progress import progress_bar
-    from store.table import unpack_latents
+    from store.latents import unpack_latents
     from store.video import encode_video
 
     generator = Generator(model, params)

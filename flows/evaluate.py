@@ -23,11 +23,13 @@ from flows.generator import Generator
 from flows.natural import read_natural
 from flows.params import Params
 from flows.score import program_of, score_frames
-from flows.stage import Stage, path_digest, write_json
-from model import features, oracle
+from flows.stage import Stage, write_json
+from model import drift, features, oracle
 from model.pipeline import model_digest, num_frames
 from model.rng import derive_seed
-from store.table import read_manifest, read_table, unpack_latents
+from store.digest import digest
+from store.latents import unpack_latents
+from store.table import read_manifest, read_table
 from store.video import contact_sheet, decode_video, encode_video
 
 CURVES = (*features.FEATURES, *(f"oracle_{name}" for name in oracle.MEASURES))
@@ -40,7 +42,8 @@ def main(params: Params, round: str) -> None:
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
                 "evaluation": params.evaluation},
         inputs={"model": model_digest(paths.model(round)), "seed": read_manifest(paths.manifest("seed")).digest,
-                "natural": path_digest(paths.NATURAL)},
+                "natural": digest(read_natural("evaluation"))},
+        resources=params.resources.model_dump(include={"device", "rollout_batch"}),
     ) as stage:  # fmt: skip
         generator = Generator(paths.model(round), params)
         stage.device = generator.device
@@ -103,6 +106,7 @@ def heldout(params: Params) -> list[dict[str, Any]]:
 def row_of(clip: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """One clip's scores as a flat row; oracle values are means over the last third of the generated frames."""
     row = {"clip_id": clip["clip_id"], "prompt": clip["prompt"], **found["drift"].row()}
+    row |= {f"bagger20_{name}": drift.bagger20(curve) for name, curve in found["curves"].items()}
     for name in oracle.MEASURES:
         curve = found["oracle_curves"].get(name)
         tail = curve[-max(1, len(curve) // 3) :] if curve is not None else np.array([math.nan])
@@ -118,7 +122,8 @@ def curves_of(found: dict[str, Any]) -> dict[str, list[float | None]]:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over clips for `dvc metrics`: drift, half the width of its 95 % interval, signed parts, oracle values."""
-    names = ["drift", *(f"drift_{f}" for f in features.FEATURES), *(f"oracle_{m}" for m in oracle.MEASURES)]
+    names = ["drift", *(f"{part}_{f}" for part in ("drift", "bagger20") for f in features.FEATURES)]
+    names += [f"oracle_{m}" for m in oracle.MEASURES]
     result: dict[str, Any] = {"num_clips": len(rows), "gated": sum(bool(r["gate"]) for r in rows)}
     for name in names:
         values = np.array([r[name] for r in rows if r[name] is not None and math.isfinite(r[name])], np.float64)

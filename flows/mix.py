@@ -14,11 +14,11 @@ from store.table import read_manifest, read_table
 
 
 def main(params: Params, round: str) -> None:
-    train, rounds = params.train_of(round), params.rounds_until(round)
+    rounds = params.rounds_until(round)
     corrective: float | Literal["uniform"] = params.round(round).corrective if rounds else 0.0
     tables = {"seed": read_manifest(paths.manifest("seed")).digest}
     tables |= {f"clips_{k}": read_manifest(paths.manifest(f"clips_{k}")).digest for k in rounds}
-    samples = train.steps * train.batch_size
+    samples = params.steps_of(round) * params.train.batch_size
     with Stage(
         "mix", round,
         params={"random_seed": params.random_seed, "corrective": corrective, "samples": samples}, inputs=tables,

@@ -90,12 +90,14 @@ class Seed(Section):
 
     source: Text
     heldout: Annotated[float, Field(ge=0, lt=1)]
+    heldout_frames: Count
 
 
 class Base(Section):
-    """The pretrained pipeline: `toy`, or a folder or Hub id."""
+    """The pretrained pipeline: `toy`, or a folder, or a Hub id at a revision."""
 
     source: Text
+    revision: Text
 
 
 class Sampler(Section):
@@ -107,21 +109,30 @@ class Sampler(Section):
 
 
 class Train(Section):
-    """One training run; see params.yaml for each knob."""
+    """What all training runs share; see params.yaml for each knob."""
 
-    steps: Count
     batch_size: Count
     lr: Positive
     warmup: Number
     ema: Decay
     weight_decay: NotNegative
     clip: Positive
-    prefix_chunks: Count
     shift: Positive
     timestep: Literal["uniform", "logit_normal"]
     text_dropout: Share
-    checkpoint_every: Count
     log_every: Count
+
+
+class Corrective(Section):
+    """How corrective clips are learned from."""
+
+    prefix_chunks: Count
+
+
+class SeedTraining(Section):
+    """Round r0: training on seed clips alone."""
+
+    steps: Count
 
 
 class RoundSettings(Section):
@@ -142,10 +153,14 @@ class Evaluation(Section):
 
 
 class Resources(Section):
-    """How the work is spread over the machine. Never part of an id, and no DVC stage depends on it."""
+    """How the work is spread over the machine. Never part of an id, and no DVC stage depends on it.
+
+    It may change the last bits of a result, as another machine may: which clips share a batch, threads, device.
+    """
 
     workers: Count
     rollout_batch: Count
+    checkpoint_every: Count
     device: Device
 
 
@@ -161,6 +176,8 @@ class Params(Section):
     base: Base
     sampler: Sampler
     train: Train
+    corrective: Corrective
+    r0: SeedTraining
     rounds: dict[str, RoundSettings]
     evaluation: Evaluation
     resources: Resources
@@ -187,9 +204,9 @@ class Params(Section):
     @model_validator(mode="after")
     def _check_prefix(self) -> Params:
         """A corrective clip keeps at least one chunk with a loss."""
-        if self.train.prefix_chunks >= self.clip.num_chunks:
+        if self.corrective.prefix_chunks >= self.clip.num_chunks:
             raise ValueError(
-                f"train.prefix_chunks: found {self.train.prefix_chunks}; expected less than "
+                f"corrective.prefix_chunks: found {self.corrective.prefix_chunks}; expected less than "
                 f"clip.num_chunks = {self.clip.num_chunks}: the rest of the clip carries the loss"
             )
         return self
@@ -207,15 +224,15 @@ class Params(Section):
         """A corrective round by name.
 
         Raises:
-            ParamsError: there is no such round (r0 is no corrective round: its training is `train`).
+            ParamsError: there is no such round (r0 is no corrective round: it has the section `r0`).
         """
         if name not in self.rounds:
             raise ParamsError(f"{PARAMS_FILE}: rounds has no {name!r}; it has {', '.join(self.rounds)}")
         return self.rounds[name]
 
-    def train_of(self, name: str) -> Train:
-        """Training settings of a round, r0 included; a round has its own number of steps."""
-        return self.train if name == "r0" else self.train.model_copy(update={"steps": self.round(name).steps})
+    def steps_of(self, name: str) -> int:
+        """Optimiser steps of a round, r0 included."""
+        return self.r0.steps if name == "r0" else self.round(name).steps
 
 
 def load_params(path: Path | str = PARAMS_FILE) -> Params:

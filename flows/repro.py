@@ -6,12 +6,16 @@ nothing has changed, this says so without starting one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 from flows.command import clear_errors, say
+from flows.params import load_params
+from flows.paths import STORE
 from flows.server import prefect_server
+from store.table import open_table, table_names
 
 WHERE_TO_LOOK = """
 reports/                                   drift by round, drift over time, the same prompts across rounds
@@ -21,6 +25,8 @@ bagger lineage CLIP_ID                     where one of them comes from"""
 
 def main(arguments: list[str]) -> int:
     """Runs `dvc repro`; its exit status."""
+    with clear_errors():
+        preflight()
     # The commands in dvc.yaml say `python`: this one, also where no environment is activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if nothing_to_do(arguments):
@@ -33,7 +39,18 @@ def main(arguments: list[str]) -> int:
         status = int(dvc(["repro", *arguments]))
     if status == 0:
         say(WHERE_TO_LOOK)
+    else:
+        # DVC deletes a stage's outs before it runs; what the failed one had made before is still in DVC's cache.
+        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+            dvc(["checkout", "--quiet", "--allow-missing"])
     return status
+
+
+def preflight() -> None:
+    """What would fail in the middle fails before DVC deletes anything: params.yaml, and tables of a newer schema."""
+    load_params()
+    for name in table_names(STORE):
+        open_table(STORE, name)
 
 
 def nothing_to_do(targets: list[str]) -> bool:

@@ -15,8 +15,9 @@ from flows.stage import Stage
 from model.pipeline import model_digest, num_frames
 from model.rng import derive_seed, numpy_generator
 from store.digest import bytes_sha256, canonical_json, make_id
+from store.latents import pack_latents, unpack_latents
 from store.schema import table_schema
-from store.table import WorkingTable, pack_latents, read_manifest, read_table, unpack_latents
+from store.table import WorkingTable, read_manifest, read_table
 from store.video import contact_sheet, decode_video, encode_video
 
 COLUMNS = ["clip_id", "prompt", "latents", "latents_shape"]
@@ -31,6 +32,7 @@ def main(params: Params, round: str) -> None:
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
                 "rollouts": this.rollouts},
         inputs={"model": model_digest(folder), "seed": read_manifest(paths.manifest("seed")).digest},
+        resources=params.resources.model_dump(include={"device", "rollout_batch"}),
     ) as stage:  # fmt: skip
         generator = Generator(folder, params)
         stage.device = generator.device

@@ -13,8 +13,9 @@ from flows.batches import chunked, publish_table, run_batches
 from flows.command import command
 from flows.natural import read_natural
 from flows.params import Params
-from flows.stage import Stage, path_digest
+from flows.stage import Stage
 from model import drift, features, oracle, toyworld
+from store.digest import digest
 from store.schema import table_schema
 from store.table import WorkingTable, read_manifest, read_table
 from store.video import decode_video
@@ -27,7 +28,8 @@ def main(params: Params, round: str) -> None:
     with Stage(
         "score", round,
         params={"scorer": drift.SCORER},
-        inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": path_digest(paths.NATURAL)},
+        inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": digest(read_natural("clip")),
+                "seed": read_manifest(paths.manifest("seed")).digest},
     ) as stage:  # fmt: skip
         natural = read_natural("clip")
         extras = read_table(paths.STORE, "seed", ["clip_id", "extra"])
@@ -87,7 +89,8 @@ def score_frames(
     """
     curves = features.curves(frames)
     scored = drift.score(curves, prefix_frames, natural, gate=drift.gate(frames, prefix_frames))
-    exact = oracle.measure(frames, program) if program else {}
+    # The world is square: a clip of it that was cropped to another shape has no exact state any more.
+    exact = oracle.measure(frames, program) if program and frames.shape[1] == frames.shape[2] else {}
     means = {name: _mean(exact[name][prefix_frames:]) if exact else None for name in oracle.MEASURES}
     return {
         "curves": curves, "drift": scored, "oracle": {f"oracle_{name}": value for name, value in means.items()},

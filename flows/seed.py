@@ -9,6 +9,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from diffusers import WanPipeline
+
 from flows import paths
 from flows.batches import chunked, publish_table, run_batches
 from flows.command import command, say
@@ -17,8 +19,9 @@ from flows.stage import Stage, pick_device
 from model.pipeline import encode_frames, load_pipeline, num_frames, read_record
 from store.digest import bytes_sha256, canonical_json, digest, file_sha256, make_id
 from store.folder import SourceClip, read_folder
+from store.latents import pack_latents
 from store.schema import table_schema
-from store.table import WorkingTable, pack_latents
+from store.table import WorkingTable
 from store.video import VideoError, decode_video, encode_video
 
 
@@ -35,14 +38,14 @@ def main(params: Params) -> None:
     ]
     with Stage(
         "seed",
-        params={"seed": {"heldout": params.seed.heldout}, "video": params.video, "clip": params.clip,
-                "evaluation": {"num_chunks": params.evaluation.num_chunks}},
+        params={"seed": params.seed.model_dump(exclude={"source"}), "video": params.video, "clip": params.clip},
         inputs={"clips": digest(identity), "vae": vae_digest},
     ) as stage:  # fmt: skip
         stage.device = pick_device(params.resources.device)
         pipe = load_pipeline(paths.BASE, device=stage.device)
         length = num_frames(pipe.vae, params.clip.num_latents)
-        longest = num_frames(pipe.vae, params.clip.chunk_latents * params.evaluation.num_chunks)
+        check_size(params, pipe)
+        frames_of = {"train": length, "heldout": max(length, params.seed.heldout_frames)}
         rejected = {entry.file_or_row: entry.reason for entry in source.rejected}
         ids: dict[str, SourceClip] = {}
         heldout = {sources[clip.file]: clip.file for clip in source.clips if clip.split == "heldout"}
@@ -50,8 +53,10 @@ def main(params: Params) -> None:
             if clip.split == "train" and sources[clip.file] in heldout:
                 rejected[clip.file] = f"the same video is held out as {heldout[sources[clip.file]]}"
                 continue
-            made_of = {"source": sources[clip.file], "prompt": clip.caption, "split": clip.split,
-                       "video": params.video.model_dump(), "frames": length, "vae": vae_digest}  # fmt: skip
+            made_of = {
+                "source": sources[clip.file], "prompt": clip.caption, "split": clip.split, "clip": length,
+                "video": params.video.model_dump(), "frames": frames_of[clip.split], "vae": vae_digest,
+            }  # fmt: skip
             first = ids.setdefault(make_id("seed", made_of), clip)
             if first is not clip:
                 rejected[clip.file] = f"the same video with the same caption as {first.file}"
@@ -59,14 +64,13 @@ def main(params: Params) -> None:
         table = WorkingTable(stage.work, "seed", schema, key)
 
         def row(clip_id: str, clip: SourceClip) -> dict[str, Any] | None:
-            wanted = length if clip.split == "train" else longest
             try:
                 frames = decode_video(
                     clip.path,
                     height=params.video.height,
                     width=params.video.width,
                     fps=params.video.fps,
-                    max_frames=wanted,
+                    max_frames=frames_of[clip.split],
                 )
                 if len(frames) < length:
                     raise VideoError(
@@ -113,6 +117,15 @@ def main(params: Params) -> None:
         say(f"seed: {counts['train']} clips to train on, {counts['heldout']} held out, {len(rejected)} rejected")
         if rejected:
             say(f"seed: rejected, all of them in {paths.INGEST_REPORT}:{reasons}")
+
+
+def check_size(params: Params, pipe: WanPipeline) -> None:
+    """Raises SeedError for a picture that the base's VAE and transformer cannot divide into tokens."""
+    _, *patch = pipe.transformer.config.patch_size
+    for name, pixels, size in zip(("height", "width"), (params.video.height, params.video.width), patch, strict=True):
+        unit = int(pipe.vae.config.scale_factor_spatial) * int(size)
+        if pixels % unit:
+            raise SeedError(f"params.yaml: video.{name}: found {pixels}; expected a multiple of {unit} for this base")
 
 
 def write_report(path: Path, kept: list[str], rejected: dict[str, str]) -> None:

@@ -56,6 +56,8 @@ class Stage:
         round: r0, r1 …, or None for a stage without rounds.
         params: what of params.yaml determines the result (sections or plain values); never `resources`.
         inputs: name → digest of everything else that determines it (a manifest's digest, `path_digest` of a folder).
+        resources: what may change a result's last bits (batch size, device): work in progress under others is not
+            continued, since a table that mixes them would equal no uninterrupted run's.
         record: whether to leave a run record; not for stages that only present what others have made.
 
     Raises:
@@ -70,6 +72,7 @@ class Stage:
         *,
         params: Mapping[str, Any] | None = None,
         inputs: Mapping[str, str] | None = None,
+        resources: Mapping[str, Any] | None = None,
         record: bool = True,
     ) -> None:
         self.name = name
@@ -83,7 +86,7 @@ class Stage:
         self.run_id = make_id("run", identity)
         # Other code may continue no work that this code began, although the run keeps its id: equal results of changed
         # code shall leave the tables, which hold the id, as they were.
-        self.work = WORK_FOLDER / f"{self.label}-{digest([identity, _loaded_code()])[:16]}"
+        self.work = WORK_FOLDER / f"{self.label}-{digest([identity, dict(resources or {}), _loaded_code()])[:16]}"
         self._record = record
         self._lock: TextIO | None = None
         self._started = 0.0

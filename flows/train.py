@@ -14,26 +14,30 @@ from flows.progress import progress_bar
 from flows.stage import Stage, pick_device
 from model.causal import causalize, decausalize
 from model.pipeline import encode_prompts, load_pipeline, model_digest, save_round
+from model.rng import derive_seed
 from model.training import Batch, Metrics, TrainSettings, train
 from store.loader import PlanLoader
 
 
 def main(params: Params, round: str) -> None:
-    knobs = params.train_of(round)
+    knobs, steps = params.train, params.steps_of(round)
+    prefix_chunks = params.corrective.prefix_chunks if round != "r0" else 0
     start = params.round(round).prev if round != "r0" and params.round(round).init == "previous" else "base"
     loader = PlanLoader(paths.STORE, paths.plan(round))
     settings = TrainSettings(
-        num_steps=knobs.steps, seed=params.random_seed, chunk_latents=params.clip.chunk_latents,
+        num_steps=steps, seed=derive_seed("train", params.random_seed, round), chunk_latents=params.clip.chunk_latents,
         window_chunks=params.sampler.window_chunks, shift=knobs.shift, density=knobs.timestep,
         learning_rate=knobs.lr, warmup_steps=knobs.warmup, weight_decay=knobs.weight_decay, grad_clip=knobs.clip,
         ema_decay=knobs.ema, text_dropout=knobs.text_dropout, device=pick_device(params.resources.device),
-        checkpoint_every=knobs.checkpoint_every, log_every=knobs.log_every,
+        checkpoint_every=params.resources.checkpoint_every, log_every=knobs.log_every,
     )  # fmt: skip
     with Stage(
         "train", round,
-        params={"train": knobs, "clip": params.clip, "text": params.text, "recipe": settings.recipe()},
+        params={"train": knobs, "prefix_chunks": prefix_chunks, "clip": params.clip, "text": params.text,
+                "recipe": settings.recipe()},
         inputs={"plan_digest": loader.plan_digest, "init_digest": model_digest(paths.model(start)),
                 "base_digest": model_digest(paths.BASE)},
+        resources={"device": settings.device},
     ) as stage:  # fmt: skip
         stage.device = settings.device
         pipe = load_pipeline(paths.model(start), device=settings.device)
@@ -48,10 +52,10 @@ def main(params: Params, round: str) -> None:
 
         def batches(step: int) -> Batch:
             rows = loader.batch(step, knobs.batch_size)
-            prefixes = [knobs.prefix_chunks if kind == "corrective" else 0 for kind in rows["kinds"]]
+            prefixes = [prefix_chunks if kind == "corrective" else 0 for kind in rows["kinds"]]
             return Batch(rows["clip_ids"], torch.from_numpy(rows["latents"]), embed(rows["prompts"]), prefixes)
 
-        with progress_bar(knobs.steps, stage.label, "step") as bar:
+        with progress_bar(steps, stage.label, "step") as bar:
 
             def progress(logged: Metrics) -> None:
                 bar.set_postfix(loss=f"{logged['loss']:.4f}", refresh=False)

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from store.errors import StoreError, few
+from store.latents import unpack_latents
 from store.mixture import read_plan
-from store.table import open_table, read_table, row_offsets, unpack_latents
+from store.table import open_table, read_table, row_offsets
 
 _COLUMNS = ["prompt", "latents", "latents_shape"]
 

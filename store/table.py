@@ -36,14 +36,12 @@ __all__ = [
     "WorkingTable",
     "content_manifest",
     "open_table",
-    "pack_latents",
     "read_manifest",
     "read_table",
     "row",
     "row_offsets",
     "rows_to_table",
     "table_names",
-    "unpack_latents",
     "write_manifest",
 ]
 
@@ -268,25 +266,6 @@ def open_table(store_dir: Path, name: str, version: str | int | None = None) -> 
             f"no table {name!r} in {store_dir}; make it with `dvc repro {stage}` or fetch it with `dvc pull {stage}`"
         )
     return open_dataset(path, version)
-
-
-# ---------------------------------------------------------------------------------------------------------- latents
-
-
-def pack_latents(latents: np.ndarray) -> tuple[bytes, list[int]]:
-    """Latents [C,F,h,w] of any float type -> (float16 bytes in C order, shape). Raises StoreError beyond float16."""
-    if latents.ndim != 4:
-        raise StoreError(f"latents must be [C,F,h,w]; got shape {list(latents.shape)}")
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(latents, dtype="<f2")
-    if not np.isfinite(half).all():
-        raise StoreError("latents are not finite in float16 (|z| <= 65504)")
-    return half.tobytes(), list(latents.shape)
-
-
-def unpack_latents(data: bytes, shape: Sequence[int]) -> np.ndarray:
-    """The float16 array [C,F,h,w] of `pack_latents`, read-only."""
-    return np.frombuffer(data, dtype="<f2").reshape(tuple(shape))
 
 
 def _doubled(ids: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from flows.params import ParamsError, Section, load_params, set_rounds
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 R2 = re.search(r"r2: \{.*\}", SHIPPED.read_text()).group()
-STEPS = re.search(r"  steps: \d+ ", SHIPPED.read_text()).group()
+STEPS = re.search(r"(?m)^  steps: \d+ ", SHIPPED.read_text()).group()
 LR = re.search(r"lr: \S+", SHIPPED.read_text()).group()
 SHARE = re.search(r"corrective: [\d.]+", SHIPPED.read_text()).group()
 
@@ -39,15 +39,14 @@ def test_shipped_file_has_a_comment_on_every_knob():
 def test_values_are_frozen():
     params = load_params(SHIPPED)
     with pytest.raises(ValueError, match="frozen"):
-        params.train.steps = 1
+        params.r0.steps = 1
     assert isinstance(params.train, Section)
 
 
 def test_a_round_trains_as_all_do_but_for_its_own_steps(edited):
     params = load_params(edited(R2, re.sub(r"steps: \d+", "steps: 7", R2)))
-    assert params.train_of("r2").steps == 7
-    assert params.train_of("r2").model_copy(update={"steps": params.train.steps}) == params.train
-    assert params.train_of("r0") == params.train
+    assert params.steps_of("r2") == 7
+    assert params.steps_of("r0") == params.r0.steps
     assert params.rounds_until("r2") == ["r1", "r2"]
     assert params.rounds_until("r0") == []
 
@@ -61,20 +60,24 @@ def test_int_where_float_is_meant_is_the_same_value(edited):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (STEPS, "  stesp: 7 ", "train.stesp: unknown key (value 7); did you mean train.steps?"),
-        (STEPS, "  stesp: 7 ", "train.steps: missing"),
+        (STEPS, "  stesp: 7 ", "r0.stesp: unknown key (value 7); did you mean r0.steps?"),
+        (STEPS, "  stesp: 7 ", "r0.steps: missing"),
         ("text:\n", "texts:\n", "did you mean text?"),
         (LR, "lr: '0.002'", "train.lr: found '0.002'; expected a valid number"),
         (LR, "lr: true", "train.lr: found True; expected a valid number"),
         (LR, "lr: .nan", "train.lr: found nan; expected a finite number"),
         (LR, "lr: -1", "train.lr: found -1; expected greater than 0"),
-        (STEPS, "  steps: 7.0 ", "train.steps: found 7.0; expected a valid integer"),
+        (STEPS, "  steps: 7.0 ", "r0.steps: found 7.0; expected a valid integer"),
         (SHARE, "corrective: 1.5", "rounds.r1.corrective: found 1.5; expected a number from 0 to 1"),
         (SHARE, "corrective: unifrom", "found 'unifrom'; expected a number from 0 to 1, or 'uniform'"),
         ("init: base,", "init: scratch,", "found 'scratch'; expected 'base' or 'previous'"),
         ("timestep: uniform", "timestep: normal", "found 'normal'; expected 'uniform' or 'logit_normal'"),
         ("device: auto", "device: gpu", "resources.device: found 'gpu'; expected auto, cpu, cuda"),
-        ("prefix_chunks: 4", "prefix_chunks: 7", "train.prefix_chunks: found 7; expected less than clip.num_chunks"),
+        (
+            "prefix_chunks: 4",
+            "prefix_chunks: 7",
+            "corrective.prefix_chunks: found 7; expected less than clip.num_chunks",
+        ),
         (R2, R2.replace("r1", "r0"), "rounds.r2.prev: found 'r0'; expected 'r1'"),
         (R2, R2.replace("r2", "r5"), "found r1, r3, r5; expected r1, r2, r3"),
         (R2, "r2: {}", "rounds.r2.prev: missing"),

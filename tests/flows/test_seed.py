@@ -20,9 +20,10 @@ from flows.command import command
 from flows.params import load_params
 from flows.seed import main
 from flows.server import prefect_server
+from store.latents import unpack_latents
 from store.query import clips
 from store.schema import VERSION_KEY
-from store.table import content_manifest, read_manifest, read_table, unpack_latents
+from store.table import content_manifest, read_manifest, read_table
 from store.video import decode_video, ffmpeg, probe
 
 ROOT = Path(__file__).parents[2]
