@@ -21,6 +21,11 @@ from store.video import decode_video, grid_video
 
 GRID_PROMPTS = 6
 REAL = "real"
+SUMMARY = {
+    "drift": "drift", "drift_saturation": "saturation", "drift_contrast": "contrast", "drift_sharpness": "sharpness",
+    "drift_motion": "motion", "oracle_object_present": "objects present", "oracle_color_error": "colour error",
+    "oracle_position_error": "position error", "oracle_background_error": "background error",
+}  # fmt: skip
 TITLES = {
     "saturation": "saturation", "contrast": "contrast", "sharpness": "sharpness", "motion": "motion",
     "oracle_object_present": "objects present", "oracle_color_error": "colour error",
@@ -42,6 +47,7 @@ def main(params: Params) -> None:
         curves = {REAL: _mean_curves([curves_of(found) for _, found in real])}
         curves |= {k: _read_curves(k) for k in rounds}
         write_csv(summaries, curves, params.video.fps)
+        (paths.REPORTS / "summary.md").write_text(summary_table(summaries, {k: read_scores(k) for k in rounds}))
         draw_drift(summaries)
         draw_curves(curves, params.video.fps, prefix)
         draw_losses(rounds)
@@ -72,6 +78,33 @@ def write_csv(summaries: dict[str, Any], curves: dict[str, dict[str, np.ndarray]
                     f"{means[name][t]:.6g}" if name in means and np.isfinite(means[name][t]) else "" for name in CURVES
                 ]
                 lines.writerow((k, f"{t / fps:.4g}", *cells))
+
+
+def summary_table(summaries: dict[str, Any], scores: dict[str, dict[str, dict[str, float]]]) -> str:
+    """summary.md: means by round; in brackets the mean change from r0 on the same prompts, with its 95 % interval."""
+    names = [name for name in SUMMARY if any(name in summary for summary in summaries.values())]
+    lines = ["| round | " + " | ".join(SUMMARY[name] for name in names) + " |", "|---|" + "---|" * len(names)]
+    for k, summary in summaries.items():
+        cells = []
+        for name in names:
+            cell = f"{summary[name]:.3g}" if name in summary else ""
+            if k in scores and k != "r0":
+                first = scores["r0"]
+                pairs = [
+                    (scores[k][c][name], first[c][name]) for c in first if name in first[c] and name in scores[k][c]
+                ]
+                change = np.array([after - before for after, before in pairs])
+                if len(change) > 1:
+                    cell += f" ({change.mean():+.2g} ± {1.96 * change.std(ddof=1) / len(change) ** 0.5:.2g})"
+            cells.append(cell)
+        lines.append(f"| {k} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def read_scores(round: str) -> dict[str, dict[str, float]]:
+    """Known numbers of evaluation/rK/scores.csv by clip."""
+    with (paths.evaluation(round) / "scores.csv").open(encoding="utf-8") as file:
+        return {r["clip_id"]: {name: float(r[name]) for name in SUMMARY if r.get(name)} for r in csv.DictReader(file)}
 
 
 def draw_drift(summaries: dict[str, Any]) -> None:
