@@ -256,13 +256,16 @@ def load_params(path: Path | str = PARAMS_FILE) -> Params:
 
 
 def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
-    """Rewrites the `rounds` mapping to r1 … r<count>; rounds that stay are kept, new ones copy the last one's settings.
+    """Rewrites the `rounds` mapping to r1 … r<count>; rounds that stay are kept, new ones copy the one before.
+
+    A missing r1 copies the first round that is there.
 
     Returns:
         The names of the rounds.
 
     Raises:
-        ParamsError: count below 1, or a file that could not be used afterwards (it is then left as it was).
+        ParamsError: count below 1, no round to copy, or a file that could not be used afterwards (it is then left as
+            it was).
     """
     path = Path(path)
     if count < 1:
@@ -272,23 +275,35 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
     yaml = YAML()
     yaml.width = 120
     document = yaml.load(before)
-    rounds = document["rounds"]
+    rounds = document.get("rounds")
+    last = next((one for one in rounds.values() if isinstance(one, dict)), None) if isinstance(rounds, dict) else None
+    if last is None:
+        raise ParamsError(
+            f"{path}: rounds: found {'no round' if rounds in (None, {}) else repr(rounds)}; with none to copy "
+            "settings from, write the first one: `rounds:` and, indented on the line below it, such as "
+            "`r1: {prev: r0, rollouts: 256, corrective: 0.5, init: base, steps: 700}`"
+        )
     names = [f"r{k}" for k in range(1, count + 1)]
     for name in [name for name in rounds if name not in names]:
         del rounds[name]
     for k, name in enumerate(names):
-        entry = rounds.setdefault(name, yaml.map())
-        last = rounds.get(f"r{k}") or {}
+        if not isinstance(rounds.setdefault(name, yaml.map()), dict):
+            continue  # load_params names it
+        entry = rounds[name]
         for key in RoundSettings.model_fields:
-            entry.setdefault(key, last.get(key))
+            if key in last:
+                entry.setdefault(key, last[key])
         entry["prev"] = f"r{k}"
         entry.fa.set_flow_style()
+        last = entry
     draft = path.with_name(f".{path.name}.draft")
     try:
         with draft.open("w", encoding="utf-8") as stream:
             yaml.dump(document, stream)
         load_params(draft)
         draft.replace(path)
+    except ParamsError as error:
+        raise ParamsError(str(error).replace(str(draft), str(path))) from None
     finally:
         draft.unlink(missing_ok=True)
     return names

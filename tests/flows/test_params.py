@@ -130,3 +130,36 @@ def test_set_rounds_leaves_a_bad_file_alone(edited):
     assert [file.name for file in path.parent.iterdir()] == ["params.yaml"]
     with pytest.raises(ParamsError, match="expected 1 or more"):
         set_rounds(0, path)
+
+
+ROUNDS = re.search(r"rounds: .*?(?=\n\n)", SHIPPED.read_text(), re.DOTALL).group()
+
+
+@pytest.mark.parametrize("rounds", ["", "rounds:", "rounds: {}", "rounds: 5", "rounds: [r1]", "rounds: {r1: }"])
+def test_set_rounds_without_a_round_to_copy_says_what_to_write_and_that_is_right(edited, rounds):
+    path = edited(ROUNDS, rounds)
+    with pytest.raises(ParamsError) as caught:
+        set_rounds(2, path)
+    assert str(caught.value).startswith(f"{path}: rounds: found ")
+    assert [file.name for file in path.parent.iterdir()] == ["params.yaml"]
+    entry = re.search(r"r1: \{.*\}", str(caught.value)).group()
+    path = edited(ROUNDS, f"rounds:\n  {entry}")
+    assert set_rounds(2, path) == ["r1", "r2"]
+    assert load_params(path).round("r2").prev == "r1"
+
+
+def test_set_rounds_mends_a_gap_also_at_the_beginning(edited):
+    path = edited(ROUNDS, f"rounds:\n  {R2.replace(SHARE, 'corrective: 0.25')}")
+    with pytest.raises(ParamsError, match="`bagger rounds 1` mends it"):
+        load_params(path)
+    assert set_rounds(1, path) == ["r1"]
+    assert load_params(path).round("r1").corrective == 0.25
+
+
+@pytest.mark.parametrize(("old", "new"), [(LR, "lr: -1"), (R2, "r2: 5"), (R2, "r2: {stesp: 5}")])
+def test_set_rounds_names_the_file_itself(edited, old, new):
+    path = edited(old, new)
+    with pytest.raises(ParamsError) as caught:
+        set_rounds(4, path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "draft" not in str(caught.value)
