@@ -47,7 +47,12 @@ $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is {sys.version.split()[0]}; say make PYTHON=...")'
 	@echo "setting up $(VENV) (a few minutes the first time)" >&2
 	@rm -f $(VENV)/ready-*
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	   $(PYTHON) -m venv --clear $(VENV); \
+	 elif $(PYTHON) -c 'import pip, venv' 2>/dev/null; then \
+	   $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	   $(PYTHON) -m pip --quiet --python $(BIN)/python install --ignore-installed pip; \
+	 else echo "$(PYTHON) cannot make a virtual environment (no ensurepip, no pip): apt install python3-venv" >&2; exit 1; fi
 	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
 	   $(PIP) install --no-deps --force-reinstall -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch; fi
 	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[dev]'
