@@ -9,12 +9,15 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from store.digest import canonical_json
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")  # where both name a video, the first one counts
 CAPTION_COLUMNS = ("text", "caption", "prompt")  # the first that is filled in is the caption
@@ -63,7 +66,7 @@ class _Refused(Exception):
 
 
 def read_folder(path: str | Path, heldout: float = 0.1) -> Folder:
-    """Read the metadata of a folder of videos. Opens no video.
+    """Read the metadata of a folder of videos. Of a video it only sees whether it can be opened.
 
     Columns: `file_name`; the caption as `text`, `caption` or `prompt`; optionally `split` (train, or heldout, test,
     validation) and `license`; the rest is kept as `extra`. If no row has a split, about a `heldout` share in [0, 1) is
@@ -101,6 +104,7 @@ def read_folder(path: str | Path, heldout: float = 0.1) -> Folder:
                 file = _locate(root, real_root, sheet.parent, row.get("file_name"), spelled)
                 real = _real(root, real_root, file)
                 mentioned.add(real)
+                _check_readable(real, file)
                 clip, split = _clip(root, file, row)
                 if real in named:
                     raise _Refused(f"duplicate: {file!r} is already named by {named[real]}")
@@ -191,13 +195,19 @@ def _json_row(line: str) -> dict[str, Any] | str:
     def no_nan(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(digits: str) -> float:
+        if math.isinf(number := float(digits)):
+            raise ValueError(f"{digits} is too large a number")
+        return number
+
     try:
-        row = json.loads(line, parse_constant=no_nan)
+        row = json.loads(line, parse_constant=no_nan, parse_float=finite)
+        text = canonical_json(row)  # what the store keeps of it
     except (ValueError, RecursionError) as error:
         return f"not readable as JSON: {error}"
     if not isinstance(row, dict):
         return f"must be a JSON object, saw {type(row).__name__}"
-    return row if _is_text(json.dumps(row, ensure_ascii=False)) else "holds half a character (a lone surrogate)"
+    return row if _is_text(text) else "holds half a character (a lone surrogate)"
 
 
 def _locate(root: Path, real_root: Path, parent: PurePosixPath, name: Any, spelled: dict[str, str]) -> str:
@@ -225,6 +235,13 @@ def _real(root: Path, real_root: Path, file: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, a circle of symlinks
         raise _Refused(f"{file[:80]!r} cannot be a file here: {error}") from error
     return real
+
+
+def _check_readable(real: Path, file: str) -> None:
+    try:
+        real.open("rb").close()
+    except OSError as error:
+        raise _Refused(f"{file!r} cannot be read: {error.strerror}") from error
 
 
 def _clip(root: Path, file: str, row: dict[str, Any]) -> tuple[SourceClip, str | None]:

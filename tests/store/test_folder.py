@@ -1,8 +1,11 @@
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from store.digest import canonical_json
 from store.folder import Folder, FolderError, read_folder
 
 
@@ -97,6 +100,9 @@ def test_every_bad_row_is_rejected_with_its_reason(tmp_path):
         {"file_name": "a\0b.mp4", "text": "x"},
         {"file_name": "n" * 5000, "text": "x"},
         "[" * 100_000,
+        '{"file_name": "ok.mp4", "text": "x", "score": 1e999}',
+        '{"file_name": "ok.mp4", "text": "x", "tags": [{"score": -1e999}]}',
+        '{"file_name": "ok.mp4", "text": "x", "score": ' + "9" * 5000 + "}",
     )
     folder = read_folder(tmp_path)
     assert [clip.file for clip in folder.clips] == ["dup.mp4", "ok.mp4"]
@@ -104,14 +110,49 @@ def test_every_bad_row_is_rejected_with_its_reason(tmp_path):
         2: "missing", 3: "no caption", 4: "saw int 7", 5: "saw 'trian'", 7: "already named by metadata.jsonl:6",
         8: "not a file", 9: "saw None", 10: "not readable as JSON", 11: "saw list", 12: "NaN is not JSON",
         13: "lone surrogate", 14: "cannot be a file here", 15: "cannot be a file here", 16: "not readable as JSON",
+        17: "1e999 is too large", 18: "-1e999 is too large", 19: "not readable as JSON",
     }  # fmt: skip
     found = reasons(folder)
     for line, reason in expected.items():
         assert reason in found.pop(f"metadata.jsonl:{line}")
     assert found == {"orphan.mov": "no metadata row names it", "half.mp4": "no metadata row names it"}
     assert [entry.file_or_row for entry in folder.rejected[-3:]] == [
-        "metadata.jsonl:15", "metadata.jsonl:16", "orphan.mov",
+        "metadata.jsonl:18", "metadata.jsonl:19", "orphan.mov",
     ]  # fmt: skip
+
+
+def test_what_json_gives_has_a_canonical_form(tmp_path):
+    put(tmp_path, "a.mp4", "b.mp4")
+    deep = "[" * 2000 + "]" * 2000
+    rows = (
+        {"file_name": "a.mp4", "text": "x", "score": 1.7e308},
+        f'{{"file_name": "b.mp4", "text": "x", "k": {deep}}}',
+    )
+    jsonl(tmp_path / "metadata.jsonl", *rows)
+    folder = read_folder(tmp_path)
+    assert canonical_json(folder.clips[0].extra) == '{"score":1.7e+308}'
+    assert "not readable as JSON" in reasons(folder)["metadata.jsonl:2"]
+
+
+@pytest.fixture
+def public_folder():
+    """A folder that any user may enter, and a process that is not root."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        user = os.geteuid()
+        yield Path(name)
+        os.seteuid(user)
+
+
+def test_a_video_that_may_not_be_read_is_rejected(public_folder):
+    put(public_folder, "a.mp4", "b.mp4")
+    jsonl(public_folder / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in ("a.mp4", "b.mp4")))
+    (public_folder / "b.mp4").chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)  # root may read everything
+    folder = read_folder(public_folder)
+    assert [clip.file for clip in folder.clips] == ["a.mp4"]
+    assert reasons(folder) == {"metadata.jsonl:2": "'b.mp4' cannot be read: Permission denied"}
 
 
 def test_nothing_outside_the_folder_is_read(tmp_path):
