@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from flows import paths
 from flows.command import clear_errors, say
+from store.errors import printable
 
 COLUMNS = ("clip_id", "round", "drift", "reversal_class", "prompt")
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
@@ -261,6 +262,7 @@ def rollout(
 
     from flows.generator import Generator
     from flows.progress import progress_bar
+    from model.rollout import RolloutError
     from store.latents import unpack_latents
     from store.video import encode_video
 
@@ -281,7 +283,7 @@ def rollout(
     try:
         with progress_bar(missing, "rollout", "chunk") as bar:
             made = generator.generate(prefix[None], [prompt], num_chunks, [seed], bar.update)
-    except FloatingPointError as error:
+    except RolloutError as error:
         raise CommandError(f"{model}: the model broke down: {error}") from error
     frames = made.frames[0]
     write(out, encode_video(frames, params.video.fps, params.video.crf))
@@ -437,7 +439,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "".join(c if c.isprintable() else " " for c in str(value))  # a prompt must not steer the terminal
+    return printable(str(value))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ from model.causal import causal_forward
 from model.rng import torch_generator
 
 
+class RolloutError(ValueError):
+    """A model that generates no numbers. The same again gives the same, so trying again does not help."""
+
+
 @dataclass(frozen=True)
 class RolloutSettings:
     """`chunk_latents` frames per chunk, `num_steps` Euler steps, sigma `shift`, `window_chunks` past chunks kept."""
@@ -69,7 +73,7 @@ def rollout(
 
     `prefix_BCFhw` is whole chunks, at least one unless F is 0 (then everything is generated). Runs on the transformer's
     device, in eval mode, without gradients. Raises ValueError when the prefix is not whole chunks or the batch sizes
-    of prefix, text and seeds differ, FloatingPointError when a chunk is not finite.
+    of prefix, text and seeds differ, RolloutError when a chunk is not finite.
     """
     B, C, F, h, w = prefix_BCFhw.shape
     chunk = settings.chunk_latents
@@ -99,7 +103,8 @@ def rollout(
             for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
                 x = x + (next_sigma - sigma) * velocity(x, sigma, index)
             if not torch.isfinite(x).all():
-                raise FloatingPointError(f"rollout: chunk {index} is not finite (seeds {list(seeds)})")
+                broken = [seed for seed, item in zip(seeds, x, strict=True) if not torch.isfinite(item).all()]
+                raise RolloutError(f"rollout: chunk {index} is not finite (seeds {', '.join(map(str, broken))})")
             yield x
         if index < len(clean) + num_chunks - 1:
             velocity(x, 0.0, index)

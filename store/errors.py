@@ -1,4 +1,4 @@
-"""The one error of the store that is the user's to mend, and the words its messages share."""
+"""The one error of the store that is the user's to mend, and how texts are told to a person."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """', did you mean …?' for error messages; empty if nothing is near."""
     matches = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def printable(text: str) -> str:
+    """The text on one line, with a space for all that could steer a terminal: escapes, line ends, bidi marks."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def few(names: Sequence[str]) -> str:

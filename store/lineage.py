@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from store.catalog import SEED_ROUND, catalog_rounds, read_runs
 from store.digest import id_of
-from store.errors import StoreError
+from store.errors import StoreError, printable
 from store.query import plain_rows
 from store.schema import table_schema
 from store.table import read_table, table_names
@@ -232,7 +232,7 @@ def render_tree(tree: Node) -> str:
             add(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
 
     add(tree, "", "")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))  # a prompt must not add a line to the tree
 
 
 def _fact_lines(node: Node) -> list[str]:

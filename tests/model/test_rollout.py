@@ -5,7 +5,7 @@ import torch
 
 from model.causal import causal_forward, causalize
 from model.masks import token_mask
-from model.rollout import RolloutSettings, chunk_noise, euler_sigmas, rollout
+from model.rollout import RolloutError, RolloutSettings, chunk_noise, euler_sigmas, rollout
 
 SEEDS = [11, 12]
 
@@ -89,3 +89,12 @@ def test_mistakes_are_named(transformer, inputs):
         next(rollout(transformer, latents[:, :, :3], text, 1, RolloutSettings(), [1]))
     with pytest.raises(ValueError, match="num_steps"):
         RolloutSettings(num_steps=0)
+
+
+def test_a_model_that_breaks_down_is_a_user_error_naming_chunk_and_seeds(transformer, inputs):
+    latents, _, text = inputs
+    text[1] = float("nan")
+    chunks = rollout(causalize(transformer), latents[:, :, :3], text, 2, RolloutSettings(num_steps=1), SEEDS)
+    with pytest.raises(RolloutError, match=r"chunk 1 is not finite \(seeds 12\)"):
+        next(chunks)
+    assert issubclass(RolloutError, ValueError)

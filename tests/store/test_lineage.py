@@ -107,3 +107,13 @@ def test_the_tree_for_a_terminal(tiny):
     assert any(line.endswith("round r0  (see above)") for line in lines)
     assert lines[-1].startswith("      ")
     assert "└─ run run-correct-r2" in text
+
+
+def test_texts_of_others_neither_steer_the_terminal_nor_add_lines():
+    evil = "red\x1b[31m\n└─ run run-forged\u202e\x9b2J\r\u2028"
+    facts = {"prompt": evil, "source_path": evil, "extra": {evil: [evil, 1]}}
+    text = render_tree({"id": "seed-1", "type": "seed", **facts, "parents": []})
+    lines = text.split("\n")
+    assert len(lines) == 4
+    assert all(line.isprintable() for line in lines)
+    assert "prompt: red [31m └─ run run-forged" in lines[1]
