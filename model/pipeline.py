@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 RECORD = "bagger.json"
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+SUFFIXES = frozenset((".json", ".model", ".safetensors", ".txt"))  # of a component's files; all others are left alone
 _VOLATILE = {"_diffusers_version", "_name_or_path", "transformers_version", "_class_name_or_path"}
 
 
@@ -138,11 +139,14 @@ def encode_prompts(pipe: WanPipeline, prompts: Sequence[str], max_length: int, b
 
 
 def component_digest(folder: Path) -> str:
-    """sha256 of a component's files: bytes of weights and vocabularies, JSON without library versions."""
+    """sha256 of a component's files: bytes of weights and vocabularies, JSON without library versions.
+
+    Raises PipelineError for a .json file that is none.
+    """
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in _component_files(folder):
         if path.suffix == ".json":
-            data = json.loads(path.read_text())
+            data = _read_json(path, "")
             if isinstance(data, dict):
                 data = {k: v for k, v in data.items() if k not in _VOLATILE}
             content = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -151,6 +155,23 @@ def component_digest(folder: Path) -> str:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return total.hexdigest()
+
+
+def _component_files(folder: Path) -> list[Path]:
+    """What belongs to a component: weights, settings and vocabularies, nothing hidden, no pickle. Sorted."""
+    inside = ((path, path.relative_to(folder).parts) for path in folder.rglob("*"))
+    return sorted(
+        path
+        for path, parts in inside
+        if path.suffix in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in parts)
+    )
+
+
+def _read_json(path: Path, mend: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{path}: not JSON: {error}{mend}") from error
 
 
 def describe_folder(folder: Path, components: dict[str, str] | None = None) -> dict[str, Any]:
@@ -166,11 +187,15 @@ def describe_folder(folder: Path, components: dict[str, str] | None = None) -> d
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The `bagger.json` of a model folder. Raises PipelineError when there is none."""
+    """The `bagger.json` of a model folder. Raises PipelineError when there is none or it lacks the digests."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise PipelineError(f"{folder}: no {RECORD}; is it a model of this project? run `dvc repro` or `dvc pull`")
-    return json.loads(path.read_text())
+    mend = f"; get it back with `dvc checkout --force {folder}`, or make it again with `dvc repro`"
+    match _read_json(path, mend):
+        case {"digests": {"model": str(), "components": dict()}} as record:
+            return dict(record)
+    raise PipelineError(f"{path}: lacks the digests of the model and its components{mend}")
 
 
 def model_digest(folder: str | Path) -> str:
@@ -186,7 +211,12 @@ def save_base(pipe: WanPipeline, folder: Path, record: dict[str, Any]) -> dict[s
 
 
 def adopt_folder(source: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Copy an existing pipeline folder (hard links where possible) and write its record."""
+    """Copy an existing pipeline folder (hard links where possible) and write its record.
+
+    Only model_index.json and the components' files are taken. Raises PipelineError for a link out of the folder, unless
+    it is a snapshot of the Hugging Face cache and the link leads to the blobs of the same repository.
+    """
+    _check_links(source)
     with _building(folder) as building:
         _link_tree(source, building)
         return _finish(building, folder, record, {})
@@ -224,12 +254,24 @@ def _finish(building: Path, folder: Path, record: dict[str, Any], known: dict[st
     return record
 
 
+def _pipeline_files(folder: Path, leave: tuple[str, ...] = ()) -> list[Path]:
+    components = [name for name in COMPONENTS if name not in leave]
+    return [folder / "model_index.json", *(path for name in components for path in _component_files(folder / name))]
+
+
+def _check_links(source: Path) -> None:
+    """Refuse files of others: who hands over a pipeline folder is not to have /etc or a home directory copied."""
+    root = source.resolve()
+    allowed = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in _pipeline_files(source):
+        real = path.resolve()
+        if not any(real.is_relative_to(one) for one in allowed):
+            raise PipelineError(f"{path}: is a link out of {source}, to {real}; copy the file itself there")
+
+
 def _link_tree(source: Path, target: Path, leave: tuple[str, ...] = ()) -> None:
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        relative = path.relative_to(source)
-        if relative.parts[0] in leave or relative.name == RECORD:
-            continue
-        copy = target / relative
+    for path in _pipeline_files(source, leave):
+        copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path.resolve(), copy)

@@ -1,6 +1,7 @@
 """Pipeline folders: what goes in comes out, is whole or not there, and is known by what it holds."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -185,6 +186,21 @@ def test_a_folder_without_record_says_what_to_run(folder):
         model_digest(folder)
 
 
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", "{}", '{"digests": {}}', '{"digests": {"model": 1, "components": {}}}', "\xff"]
+)
+def test_a_damaged_record_names_the_file_and_the_way_back(folder, record):
+    (folder / "bagger.json").write_bytes(record.encode("latin-1"))
+    with pytest.raises(PipelineError, match=rf"{folder}/bagger.json: .*`dvc checkout --force {folder}`"):
+        read_record(folder)
+
+
+def test_a_config_that_is_not_json_is_named(folder):
+    (folder / "vae" / "config.json").write_text("{")
+    with pytest.raises(PipelineError, match=r"vae/config.json: not JSON"):
+        pipeline.describe_folder(folder)
+
+
 # ---------------------------------------------------------------- bad folders
 
 
@@ -311,6 +327,49 @@ def test_an_adopted_folder_is_the_model_with_a_record_of_its_own(tiny_base, tmp_
     assert record["source"] == "here"
     assert read_record(tiny_base)["source"] == "tiny"
     assert model_digest(tmp_path / "base") == model_digest(tiny_base)
+
+
+def test_only_the_pipeline_of_a_folder_is_adopted(folder, tmp_path):
+    before = {path.relative_to(folder) for path in folder.rglob("*")}
+    digest = model_digest(folder)
+    for name in (".git/config.json", "vae/pytorch_model.bin", "vae/.cache/a.json", "notes.txt", "lora/a.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    record = adopt_folder(folder, tmp_path / "base", {})
+    assert {path.relative_to(tmp_path / "base") for path in (tmp_path / "base").rglob("*")} == before
+    assert record["digests"]["model"] == pipeline.describe_folder(folder)["model"] == digest
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "vae/config.json", "tokenizer/added.txt", "scheduler"])
+def test_a_link_out_of_the_folder_is_not_followed(folder, tmp_path, name):
+    kept = tmp_path / "elsewhere" / name
+    kept.parent.mkdir(parents=True)
+    if (folder / name).exists():
+        (folder / name).rename(kept)
+    else:
+        kept.write_text("secret")
+    (folder / name).symlink_to(kept)
+    with pytest.raises(PipelineError, match=r"is a link out of .*elsewhere"):
+        adopt_folder(folder, tmp_path / "base", {})
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("blobs", ["models--a--b/blobs", "models--c--d/blobs"])
+def test_a_snapshot_of_the_hub_cache_is_adopted_with_its_own_blobs(tiny_base, tmp_path, blobs):
+    snapshot = tmp_path / "models--a--b/snapshots/0123"
+    shutil.copytree(tiny_base, snapshot)
+    (tmp_path / blobs).mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        blob = tmp_path / blobs / str(number)
+        path.rename(blob)
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    if blobs.startswith("models--c"):
+        with pytest.raises(PipelineError, match="is a link out of"):
+            adopt_folder(snapshot, tmp_path / "base", {})
+        return
+    adopt_folder(snapshot, tmp_path / "base", {})
+    assert model_digest(tmp_path / "base") == model_digest(tiny_base)
+    assert not any(path.is_symlink() for path in (tmp_path / "base").rglob("*"))
 
 
 PLAIN = """
