@@ -8,7 +8,7 @@ and with which verdicts is kept with the result.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model import toyworld
 
@@ -25,7 +25,9 @@ class Rewrite:
     """A rewritten prompt with its provenance.
 
     `reversal_class` follows Retro-Actions (arXiv:1909.09422): invariant, equivariant, novel, irreversible, or unknown
-    where nobody looked. `marker_style`: `inverted` (the words turned), `prefix` (the marker), `none` (nothing to turn).
+    where nobody looked; of what is described, whether marked or not. `marker_style` tells what `prompt` is: `prefix`
+    (it carries the marker), `inverted` (it has none, words turned), `none` (it has none and no word turned: there was
+    nothing to turn, or the source's marker was taken away).
     `verdicts` are (name, passed) in the order they were reached.
     """
 
@@ -50,15 +52,27 @@ def rewrite(prompt: str) -> Rewrite:
     if description is None:
         marked = mark(source)
         verdicts = (("changed", marked != source), ("round_trip", mark(marked).casefold() == source.casefold()))
-        return Rewrite(
-            marked, prompt, "prefix", PREFIX_VERSION, "unknown", "prefix", "toy-grammar", marked, verdicts, 1
-        )
-    text = toyworld.to_text(toyworld.reverse_description(description))
-    kind = toyworld.reversal_class(description)
-    style = "none" if kind == "invariant" else "prefix" if kind == "irreversible" else "inverted"
-    back = toyworld.reverse_caption(text)
-    verdicts = (("parses", back is not None), ("round_trip", back == toyworld.to_text(description)))
+        style = "prefix" if _is_marked(marked) else "none"
+        return Rewrite(marked, prompt, "prefix", PREFIX_VERSION, "unknown", style, "toy-grammar", marked, verdicts, 1)
+    turned = toyworld.reverse_description(description)
+    text = toyworld.to_text(turned)
+    plain = replace(description, marked=False)
+    kind = toyworld.reversal_class(plain)
+    style = "prefix" if turned.marked else "none" if turned == plain else "inverted"
+    back = toyworld.parse(text)
+    returned = back and _meaning(toyworld.reverse_description(back))
+    verdicts = (("parses", back is not None), ("round_trip", returned == _meaning(description)))
     return Rewrite(text, prompt, "toy-grammar", GRAMMAR_VERSION, kind, style, None, text, verdicts, 1)
+
+
+def _meaning(description: toyworld.Description) -> toyworld.Description:
+    """One form for what can be said in two: "A reversed video of … moves left" is "… moves right"."""
+    plain = replace(description, marked=False)
+    return toyworld.reverse_description(plain) if description.marked else description
+
+
+def _is_marked(prompt: str) -> bool:
+    return re.match(re.escape(toyworld.MARKER), prompt, re.IGNORECASE) is not None
 
 
 def mark(prompt: str) -> str:
@@ -66,7 +80,7 @@ def mark(prompt: str) -> str:
 
     Marked twice a prompt is itself, but begins with a capital.
     """
-    if re.match(re.escape(toyworld.MARKER), prompt, re.IGNORECASE):
+    if _is_marked(prompt):
         rest = prompt[len(toyworld.MARKER) :]
         return rest[:1].upper() + rest[1:]
     first, _, rest = prompt.partition(" ")

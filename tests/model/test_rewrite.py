@@ -36,8 +36,23 @@ def test_class_says_whether_words_change(kind, text):
     assert found.prompt.startswith(toyworld.MARKER) == (kind == "irreversible")
 
 
-def test_a_marked_sentence_of_the_grammar_loses_its_marker():
-    assert rewrite(toyworld.MARKER + GRAMMAR["irreversible"]).prompt == GRAMMAR["irreversible"]
+@pytest.mark.parametrize(("kind", "text"), GRAMMAR.items())
+def test_a_marked_sentence_of_the_grammar_loses_its_marker_and_says_so(kind, text):
+    found = rewrite(toyworld.MARKER + text)
+    assert found.prompt == text
+    assert (found.reversal_class, found.marker_style) == (kind, "none")
+    assert found.verdicts == (("parses", True), ("round_trip", True))
+
+
+def test_a_marked_prompt_of_another_kind_loses_its_marker_and_says_so():
+    found = rewrite("A reversed video of the tide")
+    assert (found.prompt, found.marker_style, found.kind) == ("The tide", "none", "prefix")
+    assert rewrite("a reversed video of A reversed video of the tide").marker_style == "prefix"
+
+
+def test_round_trip_fails_where_the_grammar_does(monkeypatch):
+    monkeypatch.setitem(toyworld.EVENTS, "moves left", "moves up")
+    assert rewrite(GRAMMAR["equivariant"]).verdicts == (("parses", True), ("round_trip", False))
 
 
 def test_other_prompts_take_the_marker_and_say_so():
