@@ -1,7 +1,13 @@
-"""The recipe of the toy base in miniature: it builds, goes on where it stopped, and reads any text."""
+"""The recipe of the toy base in miniature: it builds, goes on where it stopped, and reads any text.
 
+And the toy base that the project ships with: it is what its record says, small, and good at the toy world.
+"""
+
+import json
 import shutil
 import unicodedata
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +16,14 @@ import torch
 
 from model import toyworld
 from model.base import TEXT_LENGTH, Recipe, build, new_tokenizer, new_transformer, new_vae, pretrain, psnr, toy_latents
-from model.pipeline import decode_latents, encode_frames, load_pipeline, model_digest, read_record
+from model.pipeline import (
+    decode_latents,
+    describe_folder,
+    encode_frames,
+    load_pipeline,
+    model_digest,
+    read_record,
+)
 
 MINI = Recipe(
     size=16, num_frames=3, vae_images=40, vae_steps=3, text_steps=3, clips=6, batch_size=4, text_to_video_steps=3,
@@ -82,6 +95,25 @@ def test_pretraining_stopped_between_savings_ends_bit_for_bit_the_same(phase, tm
     (loss, straight), (loss_again, stopped) = results
     assert loss == loss_again
     assert all(torch.equal(straight[key], stopped[key]) for key in straight)
+
+
+# ---------------------------------------------------------------- the shipped base
+
+SHIPPED = Path(__file__).parents[2] / "assets/toy-base"
+
+
+def test_the_shipped_base_is_what_its_record_says():
+    record = read_record(SHIPPED)
+    assert record["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+    assert record["digests"] == describe_folder(SHIPPED)
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 10e6
+
+
+def test_the_shipped_base_keeps_what_the_toy_world_shows():
+    recipe, rng = Recipe(), np.random.default_rng(2024)
+    programs = [toyworld.sample_program(rng, start) for start in np.linspace(0, 60, 16)]
+    clips = np.stack([toyworld.render(program, recipe.num_frames, recipe.size) for program in programs])
+    assert psnr(load_pipeline(SHIPPED).vae, clips) >= 28
 
 
 # ---------------------------------------------------------------- parts
