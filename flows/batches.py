@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -124,6 +125,24 @@ def run_batches(
                 failure = error
             # as if `work` had been called from here, without the forty calls in between that are Prefect's
             raise failure.with_traceback(origins.get(id(failure), failure.__traceback__))
+
+
+def per_thread(make: Callable[[], Result]) -> Callable[[], Result]:
+    """A function that gives each thread a thing of its own, made when it first asks.
+
+    For models: a causal transformer and a Wan VAE keep the state of the call they are in, so two threads that share
+    one get each other's frames.
+    """
+    own, one_at_a_time = threading.local(), threading.Lock()  # transformers cannot load two models at once
+
+    def get() -> Result:
+        if not hasattr(own, "thing"):
+            with one_at_a_time:
+                own.thing = make()
+        thing: Result = own.thing
+        return thing
+
+    return get
 
 
 def chunked(items: Sequence[Batch], size: int) -> list[list[Batch]]:

@@ -10,10 +10,10 @@ import json
 from typing import Any
 
 from flows import paths
-from flows.batches import chunked, publish_sheet, run_batches
+from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command
 from flows.params import Params
-from flows.stage import Stage, pick_device
+from flows.stage import Stage, pick_device, torch_workers
 from model.pipeline import decode_latents, encode_frames, load_pipeline, read_record
 from model.reversal import reverse_frames
 from model.rewrite import GRAMMAR_VERSION, PREFIX_VERSION, rewrite
@@ -41,7 +41,8 @@ def main(params: Params, round: str) -> None:
         resources=params.resources.model_dump(include={"device"}),
     ) as stage:  # fmt: skip
         stage.device = pick_device(params.resources.device)
-        pipe = load_pipeline(paths.BASE, device=stage.device)
+        workers = torch_workers(stage.device, params.resources.workers)
+        pipes = per_thread(lambda: load_pipeline(paths.BASE, device=stage.device))
         sources = read_table(paths.STORE, rollouts, ["rollout_id", "prompt"]).to_pylist()
         rewrites = {r["rollout_id"]: rewrite(r["prompt"]) for r in sources}
         ids = {
@@ -68,7 +69,7 @@ def main(params: Params, round: str) -> None:
 
         def row(clip_id: str, rollout: dict[str, Any]) -> dict[str, Any]:
             latents = unpack_latents(rollout["latents"], rollout["latents_shape"])
-            frames = decode_latents(pipe.vae, _tensor(latents))[0]
+            frames = decode_latents(pipes().vae, _tensor(latents))[0]
             if bytes_sha256(frames.tobytes()) != rollout["frames_sha256"]:
                 # Another machine may round some pixels differently; another VAE gives another picture.
                 stored = decode_video(rollout["video"]).astype(float)
@@ -78,7 +79,7 @@ def main(params: Params, round: str) -> None:
                         f"make it again with this base's VAE: dvc repro -f rollout@{round}"
                     )
             frames = reverse_frames(frames)
-            encoded = encode_frames(pipe.vae, frames[None])[0].half().cpu().numpy()
+            encoded = encode_frames(pipes().vae, frames[None])[0].half().cpu().numpy()
             video = encode_video(frames, rollout["fps"], params.video.crf)
             data, shape = pack_latents(encoded)
             made = rewrites[rollout["rollout_id"]]
@@ -102,7 +103,7 @@ def main(params: Params, round: str) -> None:
 
         missing = table.missing(ids)
         run = run_batches(
-            stage.label, chunked(missing, BATCH), work, workers=1, done=len(ids) - len(missing), report=report
+            stage.label, chunked(missing, BATCH), work, workers=workers, done=len(ids) - len(missing), report=report
         )
         stage.flow_run_id = run.flow_run_id
         manifest = table.seal(paths.STORE, paths.manifest(name), ids)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from flows import paths
-from flows.batches import chunked, publish_sheet, run_batches
+from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command, say
 from flows.generator import Generator
 from flows.natural import read_natural
 from flows.params import Params
 from flows.score import program_of, score_frames
-from flows.stage import Stage, write_json
+from flows.stage import Stage, torch_workers, write_json
 from model import drift, features, oracle
 from model.pipeline import model_digest, num_frames
 from model.rng import derive_seed
@@ -45,8 +45,10 @@ def main(params: Params, round: str) -> None:
                 "natural": digest(read_natural("evaluation"))},
         resources=params.resources.model_dump(include={"device", "rollout_batch"}),
     ) as stage:  # fmt: skip
-        generator = Generator(paths.model(round), params)
+        generators = per_thread(lambda: Generator(paths.model(round), params))
+        generator = generators()
         stage.device = generator.device
+        workers = torch_workers(stage.device, params.resources.workers)
         natural = read_natural("evaluation")
         clips = heldout(params)
         prefix = num_frames(generator.pipe.vae, params.clip.chunk_latents)
@@ -55,7 +57,7 @@ def main(params: Params, round: str) -> None:
 
         def work(batch: list[dict[str, Any]]) -> None:
             size = params.clip.chunk_latents
-            made = generator.generate(
+            made = generators().generate(
                 np.stack([unpack_latents(c["latents"], c["latents_shape"])[:, :size] for c in batch]),
                 [c["prompt"] for c in batch],
                 params.evaluation.num_chunks,
@@ -80,7 +82,7 @@ def main(params: Params, round: str) -> None:
             if not all((folder / f"{c['clip_id']}.json").is_file() for c in batch)
         ]  # fmt: skip
         done = len(clips) - sum(map(len, batches))
-        run = run_batches(stage.label, batches, work, workers=1, unit="clip", done=done, report=report)
+        run = run_batches(stage.label, batches, work, workers=workers, unit="clip", done=done, report=report)
         stage.flow_run_id = run.flow_run_id
         results = [json.loads((folder / f"{c['clip_id']}.json").read_text()) for c in clips]
         summary = summarise([r["row"] for r in results])

@@ -29,7 +29,7 @@ class Generated:
 
 
 class Generator:
-    """Rolls a model folder out from given first latents."""
+    """Rolls a model folder out from given first latents. One thread at a time: see `flows.batches.per_thread`."""
 
     def __init__(self, folder: Path, params: Params):
         digests = read_record(folder)["digests"]

@@ -188,7 +188,7 @@ class Params(Section):
         names = sorted(self.rounds, key=lambda name: (len(name), name))
         expected = [f"r{k}" for k in range(1, len(names) + 1)]
         if not names:
-            raise ValueError("rounds: no round; expected at least r1: {prev: r0} (`bagger rounds 1` writes it)")
+            raise ValueError("rounds: no round; expected at least r1 (`bagger rounds 1` says what to write)")
         for seen, wanted in zip(names, expected, strict=True):
             if seen != wanted:
                 raise ValueError(

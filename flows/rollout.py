@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from flows import paths
-from flows.batches import chunked, publish_sheet, run_batches
+from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command
 from flows.generator import Generator
 from flows.params import Params
-from flows.stage import Stage
+from flows.stage import Stage, torch_workers
 from model.pipeline import model_digest, num_frames
 from model.rng import derive_seed, numpy_generator
 from store.digest import bytes_sha256, canonical_json, make_id
@@ -34,8 +34,10 @@ def main(params: Params, round: str) -> None:
         inputs={"model": model_digest(folder), "seed": read_manifest(paths.manifest("seed")).digest},
         resources=params.resources.model_dump(include={"device", "rollout_batch"}),
     ) as stage:  # fmt: skip
-        generator = Generator(folder, params)
+        generators = per_thread(lambda: Generator(folder, params))
+        generator = generators()
         stage.device = generator.device
+        workers = torch_workers(stage.device, params.resources.workers)
         seeds = {r["clip_id"]: r for r in read_table(paths.STORE, "seed", COLUMNS, "split = 'train'").to_pylist()}
         jobs = draw(sorted(seeds), this.rollouts, params.random_seed, round)
         ids = {
@@ -49,7 +51,7 @@ def main(params: Params, round: str) -> None:
 
         def work(batch: list[str]) -> None:
             clips = [seeds[ids[rollout_id][0]] for rollout_id in batch]
-            made = generator.generate(
+            made = generators().generate(
                 np.stack([unpack_latents(c["latents"], c["latents_shape"])[:, :prefix_latents] for c in clips]),
                 [c["prompt"] for c in clips],
                 params.clip.num_chunks,
@@ -81,7 +83,7 @@ def main(params: Params, round: str) -> None:
         missing = set(table.missing(ids))
         batches = [batch for batch in chunked(list(ids), params.resources.rollout_batch) if missing & set(batch)]
         done = len(ids) - sum(map(len, batches))
-        run = run_batches(stage.label, batches, work, workers=1, unit="rollout", done=done, report=report)
+        run = run_batches(stage.label, batches, work, workers=workers, unit="rollout", done=done, report=report)
         stage.flow_run_id = run.flow_run_id
         manifest = table.seal(paths.STORE, paths.manifest(name), ids)
         stage.outputs = {"table": name, "digest": manifest.digest, "rollouts": manifest.rows}

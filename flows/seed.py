@@ -12,10 +12,10 @@ from typing import Any
 from diffusers import WanPipeline
 
 from flows import paths
-from flows.batches import chunked, publish_table, run_batches
+from flows.batches import chunked, per_thread, publish_table, run_batches
 from flows.command import command, say
 from flows.params import Params
-from flows.stage import Stage, pick_device
+from flows.stage import Stage, pick_device, torch_workers
 from model.pipeline import encode_frames, load_pipeline, num_frames, read_record
 from store.digest import bytes_sha256, canonical_json, digest, file_sha256, make_id
 from store.folder import SourceClip, read_folder
@@ -42,9 +42,9 @@ def main(params: Params) -> None:
         inputs={"clips": digest(identity), "vae": vae_digest},
     ) as stage:  # fmt: skip
         stage.device = pick_device(params.resources.device)
-        pipe = load_pipeline(paths.BASE, device=stage.device)
-        length = num_frames(pipe.vae, params.clip.num_latents)
-        check_size(params, pipe)
+        pipes = per_thread(lambda: load_pipeline(paths.BASE, device=stage.device))
+        length = num_frames(pipes().vae, params.clip.num_latents)
+        check_size(params, pipes())
         frames_of = {"train": length, "heldout": max(length, params.seed.heldout_frames)}
         rejected = {entry.file_or_row: entry.reason for entry in source.rejected}
         ids: dict[str, SourceClip] = {}
@@ -79,7 +79,7 @@ def main(params: Params) -> None:
             except VideoError as error:
                 rejected[clip.file] = str(error)
                 return None
-            latents = encode_frames(pipe.vae, frames[None, :length])[0].half().cpu().numpy()
+            latents = encode_frames(pipes().vae, frames[None, :length])[0].half().cpu().numpy()
             video = encode_video(frames, params.video.fps, params.video.crf)
             data, shape = pack_latents(latents)
             return {
@@ -102,7 +102,7 @@ def main(params: Params) -> None:
         missing = table.missing(ids)
         run = run_batches(
             stage.label, chunked(missing, 16), work,
-            workers=params.resources.workers, done=len(ids) - len(missing), report=report,
+            workers=torch_workers(stage.device, params.resources.workers), done=len(ids) - len(missing), report=report,
         )  # fmt: skip
         stage.flow_run_id = run.flow_run_id
         kept = [clip_id for clip_id in ids if clip_id not in set(table.missing(ids))]

@@ -195,6 +195,20 @@ def pick_device(name: str) -> str:
     return name
 
 
+def torch_workers(device: str, workers: int) -> int:
+    """How many threads shall run torch at once: on a CPU `workers`, each with one core, on a GPU one.
+
+    Small models gain more from a batch on every core than from two cores on a batch; and what one thread computes does
+    not depend on the number of cores.
+    """
+    import torch
+
+    if not device.startswith("cpu"):
+        return 1
+    torch.set_num_threads(1)
+    return workers
+
+
 def _plain(value: Any) -> Any:
     """Sections of params, and other frozen settings, as plain values."""
     if hasattr(value, "model_dump"):

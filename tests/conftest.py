@@ -13,9 +13,10 @@ import pytest
 
 from store.catalog import build_catalog
 from store.digest import bytes_sha256, digest, id_of
+from store.latents import pack_latents
 from store.mixture import Pool, expand, summary, write_plan
 from store.schema import table_schema
-from store.table import WorkingTable, pack_latents
+from store.table import WorkingTable
 
 ROUNDS = ("r1", "r2")
 CURVES = ("saturation", "contrast", "sharpness", "motion")

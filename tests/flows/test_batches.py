@@ -5,12 +5,14 @@ import json
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flows.batches import publish_sheet, publish_table, run_batches
+from flows.batches import per_thread, publish_sheet, publish_table, run_batches
 from flows.progress import progress_bar
 from flows.server import prefect_server
 from flows.stage import StageError
@@ -116,3 +118,25 @@ def test_bar_in_a_log_file_is_a_few_lines(capsys):
     assert 1 <= len(lines) <= 3
     assert lines[0].startswith("train-r1: 400/1000 step")
     assert lines[-1].startswith("train-r1: 1000/1000 step")
+
+
+def test_each_thread_has_its_own():
+    made = []
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    get = per_thread(make)
+    assert get() is get()
+    with ThreadPoolExecutor(2) as pool:
+        barrier = Barrier(2)
+
+        def two_at_once(_: int) -> tuple[object, object]:
+            first = get()
+            barrier.wait(10)
+            return first, get()
+
+        pairs = list(pool.map(two_at_once, range(2)))
+    assert all(first is second for first, second in pairs)
+    assert len({id(one) for one in made}) == len(made) == 3

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from flows.cli import chunks_for, main
+from store.latents import pack_latents
 from store.schema import CATALOG, SCHEMA_VERSION, VERSION_KEY
-from store.table import pack_latents, read_table
+from store.table import read_table
 from store.video import decode_video, probe
 
 ROOT = Path(__file__).parents[2]

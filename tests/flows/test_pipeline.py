@@ -330,7 +330,8 @@ import numpy as np, torch
 from pathlib import Path
 from model.pipeline import decode_latents, load_pipeline
 from store.digest import bytes_sha256
-from store.table import read_table, unpack_latents
+from store.latents import unpack_latents
+from store.table import read_table
 
 vae = load_pipeline(Path("models/base")).vae
 rollouts = {r["rollout_id"]: r for r in read_table(Path("data/store"), "rollouts_r2").to_pylist()}

@@ -10,18 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from store.latents import pack_latents, unpack_latents
 from store.schema import CLIPS, ROLLOUTS, RUNS, SCHEMA_VERSION, SCORES, SEED, VERSION_KEY
-from store.table import (
-    StoreError,
-    WorkingTable,
-    content_manifest,
-    pack_latents,
-    read_manifest,
-    read_table,
-    row,
-    table_names,
-    unpack_latents,
-)
+from store.table import StoreError, WorkingTable, content_manifest, read_manifest, read_table, row, table_names
 
 NAME = "scores_r1"
 
