@@ -23,6 +23,7 @@ from flows.process import die_with_parent
 
 HOME = Path(".prefect")
 START_SECONDS = 120.0
+SEND_SECONDS = 30.0
 DRAIN_SECONDS = 2.0  # Prefect records task runs from a queue: stopped at once, the server would lose the last ones
 
 
@@ -56,6 +57,7 @@ def prefect_server() -> Iterator[str]:
         try:
             with _environment({"PREFECT_API_URL": url}):
                 yield url
+                _send_the_rest()
                 time.sleep(DRAIN_SECONDS)
         finally:
             server.terminate()
@@ -64,6 +66,16 @@ def prefect_server() -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+def _send_the_rest() -> None:
+    """Hands over what Prefect's client still has queued: with no server it would go on trying when Python ends."""
+    if "prefect.events.worker" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=SEND_SECONDS, at_exit=False)
 
 
 def _quiet() -> dict[str, str]:

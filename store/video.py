@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ Source = Path | str | bytes
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf"
 MAX_DECODED_BYTES = 4 * 2**30  # of one clip, as RGB: about 3,500 frames of 832x480
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+TITLE_LINES = 6  # of a column's title in a grid
 
 
 class VideoError(ValueError):
@@ -330,13 +332,16 @@ def grid_video(
     cell_h, cell_w, gap = height * scale, width * scale, 2
     font = _font(13)
     left = 8 + max(int(font.getlength(_shorten(label, font, 240))) for label in rows)
-    head = 20 if titles is not None else 0
+    heads = [textwrap.wrap(title, max(8, cell_w // 8))[:TITLE_LINES] for title in titles or ()]
+    head = 8 + 16 * max(map(len, heads), default=0) if titles is not None else 0
     # An even size, so that every player shows it.
     total = ((head + len(rows) * (cell_h + gap) + 1) // 2 * 2, (left + columns * (cell_w + gap) + 1) // 2 * 2)
     canvas = Image.new("RGB", (total[1], total[0]), "black")
     draw = ImageDraw.Draw(canvas)
-    for index, title in enumerate(titles or ()):
-        draw.text((left + index * (cell_w + gap) + 2, 2), _shorten(title, font, cell_w - 4), "white", font)
+    for index, lines in enumerate(heads):
+        for number, line in enumerate(lines):
+            place = (left + index * (cell_w + gap) + 2, 2 + 16 * number)
+            draw.text(place, _shorten(line, font, cell_w - 4), "white", font)
     for index, label in enumerate(rows):
         draw.text((4, head + index * (cell_h + gap) + cell_h // 2 - 8), _shorten(label, font, 240), "white", font)
     length = max(len(clip) for clips in rows.values() for clip in clips)

@@ -196,7 +196,9 @@ def test_how_a_command_ends(project, body, status, first, traced):
 
 
 def test_ctrl_c_is_never_success(project):
-    process = start(project, 'with Stage("demo", round):\n    Path("started").touch()\n    time.sleep(60)')
+    # Tests that run in the background of a shell ignore Ctrl-C, and children inherit that: here it shall count.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = start(project, heard + 'with Stage("demo", round):\n    Path("started").touch()\n    time.sleep(60)')
     wait_for(Path("started").exists)
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130
