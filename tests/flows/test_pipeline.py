@@ -186,10 +186,10 @@ def copy(loop, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(source, running, tmp_path_factory) -> SimpleNamespace:
-    """A second run up to train@r1, whose rollout@r1 is killed twice on the way; with a record of what was seen."""
+    """A second run, whose rollout@r1 is killed twice on the way; with a record of what was seen."""
     root = clone(source, tmp_path_factory.mktemp("interrupted") / "clone")
     log = root.parent / "log"
-    command = (root, log, "flows.repro", "train@r1", "score@r1")
+    command = (root, log, "flows.repro")
     census = Census(root)
     census.start()
 
@@ -209,7 +209,7 @@ def interrupted(source, running, tmp_path_factory) -> SimpleNamespace:
     with started(*command) as third:  # at once: before it is known whether the old stage is gone
         wait_for(lambda: not old & set(processes(root)), seconds=10)
         after_dvc = landed(root)
-        assert third.wait(400) == 0, log.read_text()
+        assert third.wait(600) == 0, log.read_text()
     left_at_end = survivors(root)
     census.done.set()
     return SimpleNamespace(
@@ -255,16 +255,13 @@ def test_killed_runs_neither_lose_nor_double_a_clip(interrupted):
 
 
 def test_two_runs_give_the_same_digests(interrupted, loop):
-    """And one of them was killed twice: tables, plans and weights until round r1 are the same."""
-    same = [f"data/manifests/{name}.json" for name in ("seed", "rollouts_r1", "scores_r1", "clips_r1")]
-    same += ["data/plans/r0.json", "data/plans/r1.json", "data/plans/r0.parquet", "data/plans/r1.parquet"]
-    same += [f"models/{name}/bagger.json" for name in ("base", "r0", "r1")] + ["data/natural.json"]
-    same += ["metrics/losses/r0.csv", "metrics/losses/r1.csv", "data/ingest_report.csv"]
+    """And one of them was killed twice: tables, plans, weights, evaluations and the catalog are the same."""
+    patterns = ("data/manifests/*.json", "data/plans/*", "data/*.json", "data/*.csv", "models/*/bagger.json")
+    patterns += ("models/*/*/*.safetensors", "metrics/**/*.*", "evaluation/*/*.csv", "reports/*.csv", "reports/*.md")
+    same = sorted({p.relative_to(loop.root) for pattern in patterns for p in loop.root.glob(pattern) if p.is_file()})
+    assert {Path("models/r2/bagger.json"), Path("metrics/r2.json"), Path("data/catalog.json")} <= set(same)
     for name in same:
         assert (interrupted.root / name).read_bytes() == (loop.root / name).read_bytes(), name
-    for weights in (loop.root / "models" / "r1").rglob("*.safetensors"):
-        twin = interrupted.root / weights.relative_to(loop.root)
-        assert twin.read_bytes() == weights.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ the finished loop
