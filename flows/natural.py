@@ -36,7 +36,8 @@ def main(params: Params) -> None:
         with ThreadPoolExecutor(params.resources.workers) as pool:
             curves = list(pool.map(lambda v: features.curves(decode_video(v)[:length]), clips["video"].to_pylist()))
             heldout = read_table(paths.STORE, "seed", ["video"], f"split = 'heldout' AND num_frames >= {longest}")
-            long_curves = list(pool.map(lambda v: features.curves(decode_video(v)), heldout["video"].to_pylist()))
+            videos = heldout["video"].to_pylist()
+            long_curves = list(pool.map(lambda v: features.curves(decode_video(v, max_frames=longest)), videos))
         clip = drift.natural_variation(curves, prefix)
         if len(long_curves) < FEWEST_LONG:
             say(f"natural: {len(long_curves)} held-out clips are {longest} frames long, {FEWEST_LONG} are needed: "

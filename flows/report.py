@@ -39,8 +39,8 @@ def main(params: Params) -> None:
     with Stage("report", params={"rounds": rounds}, inputs=inputs, record=False):
         paths.REPORTS.mkdir(parents=True, exist_ok=True)
         clips = heldout(params)
-        truth = {c["clip_id"]: decode_video(c["video"]) for c in clips}
-        natural, (prefix, _, _) = read_natural("evaluation"), lengths(params)
+        natural, (prefix, _, longest) = read_natural("evaluation"), lengths(params)
+        truth = {c["clip_id"]: decode_video(c["video"], max_frames=longest) for c in clips}
         real = [(c, score_frames(truth[c["clip_id"]], prefix, natural, program_of(c["extra"]))) for c in clips]
         summaries = {REAL: summarise([row_of(c, found) for c, found in real])}
         summaries |= {k: json.loads(paths.metrics(k).read_text()) for k in rounds}
