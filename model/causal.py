@@ -104,9 +104,7 @@ class CausalSelfAttention:
         assert rotary_emb is not None
         num_tokens = rotary_emb[0].shape[1]
         x_BLD = hidden_states.reshape(-1, num_tokens, hidden_states.shape[-1])
-        q = attn.norm_q(attn.to_q(x_BLD)).unflatten(-1, (attn.heads, -1))
-        k = attn.norm_k(attn.to_k(x_BLD)).unflatten(-1, (attn.heads, -1))
-        v = attn.to_v(x_BLD).unflatten(-1, (attn.heads, -1))
+        q, k, v = _project(attn, x_BLD, x_BLD)
         q, k = rotate(q, *rotary_emb), rotate(k, *rotary_emb)
         if self.slot is not None:
             self.slot.new_k, self.slot.new_v = k, v
@@ -132,10 +130,16 @@ class CausalCrossAttention:
     ) -> torch.Tensor:
         assert encoder_hidden_states is not None
         x_BLD = hidden_states.reshape(encoder_hidden_states.shape[0], -1, hidden_states.shape[-1])
-        q = attn.norm_q(attn.to_q(x_BLD)).unflatten(-1, (attn.heads, -1))
-        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(-1, (attn.heads, -1))
-        v = attn.to_v(encoder_hidden_states).unflatten(-1, (attn.heads, -1))
+        q, k, v = _project(attn, x_BLD, encoder_hidden_states)
         return _finish(attn, _attend(q, k, v, None), hidden_states)
+
+
+def _project(attn: Any, x_BLD: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries of x, keys and values of what it looks at, each [B, its length, N, H]."""
+    q = attn.norm_q(attn.to_q(x_BLD)).unflatten(-1, (attn.heads, -1))
+    k = attn.norm_k(attn.to_k(source)).unflatten(-1, (attn.heads, -1))
+    v = attn.to_v(source).unflatten(-1, (attn.heads, -1))
+    return q, k, v
 
 
 def _attend(q_BLNH: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
