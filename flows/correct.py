@@ -9,19 +9,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+import torch
+
 from flows import paths
 from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command
+from flows.media import media_columns, sheet_of
 from flows.params import Params
 from flows.stage import Stage, pick_device, torch_workers
 from model.pipeline import decode_latents, encode_frames, load_pipeline, read_record
 from model.reversal import reverse_frames
 from model.rewrite import GRAMMAR_VERSION, PREFIX_VERSION, rewrite
 from store.digest import bytes_sha256, make_id
-from store.latents import pack_latents, unpack_latents
+from store.latents import unpack_latents
 from store.schema import table_schema
 from store.table import WorkingTable, read_manifest, read_table
-from store.video import contact_sheet, decode_video, encode_video
+from store.video import decode_video
 
 BATCH = 32
 MOST_DIFFERENCE = 6.0  # mean grey levels between decoded latents and the stored, compressed video
@@ -52,16 +56,8 @@ def main(params: Params, round: str) -> None:
         }  # fmt: skip
         schema, key = table_schema(name)
         table = WorkingTable(stage.work, name, schema, key)
-        columns = [
-            "rollout_id",
-            "seed_clip_id",
-            "model_digest",
-            "frames_sha256",
-            "video",
-            "latents",
-            "latents_shape",
-            "fps",
-        ]
+        columns = ["rollout_id", "seed_clip_id", "model_digest", "fps", "video", "frames_sha256"]
+        columns += ["latents", "latents_shape"]
 
         def work(batch: list[str]) -> None:
             rows = read_table(paths.STORE, rollouts, columns, ids=[ids[clip_id] for clip_id in batch]).to_pylist()
@@ -69,7 +65,7 @@ def main(params: Params, round: str) -> None:
 
         def row(clip_id: str, rollout: dict[str, Any]) -> dict[str, Any]:
             latents = unpack_latents(rollout["latents"], rollout["latents_shape"])
-            frames = decode_latents(pipes().vae, _tensor(latents))[0]
+            frames = decode_latents(pipes().vae, torch.from_numpy(latents.astype(np.float32))[None])[0]
             if bytes_sha256(frames.tobytes()) != rollout["frames_sha256"]:
                 # Another machine may round some pixels differently; another VAE gives another picture.
                 stored = decode_video(rollout["video"]).astype(float)
@@ -80,8 +76,6 @@ def main(params: Params, round: str) -> None:
                     )
             frames = reverse_frames(frames)
             encoded = encode_frames(pipes().vae, frames[None])[0].half().cpu().numpy()
-            video = encode_video(frames, rollout["fps"], params.video.crf)
-            data, shape = pack_latents(encoded)
             made = rewrites[rollout["rollout_id"]]
             return {
                 "clip_id": clip_id, "kind": "corrective", "round": round, "rollout_id": rollout["rollout_id"],
@@ -91,14 +85,13 @@ def main(params: Params, round: str) -> None:
                 "rewriter_kind": made.kind, "rewriter_version": made.version, "reversal_class": made.reversal_class,
                 "marker_style": made.marker_style, "fallback_from": made.fallback_from, "raw_output": made.raw_output,
                 "verdicts": json.dumps([{"name": n, "pass": p} for n, p in made.verdicts]), "attempts": made.attempts,
-                "fps": rollout["fps"], "num_frames": len(frames), "height": frames.shape[1], "width": frames.shape[2],
-                "video": video, "video_sha256": bytes_sha256(video), "frames_sha256": bytes_sha256(frames.tobytes()),
-                "latents": data, "latents_shape": shape, "vae_digest": vae_digest, "run_id": stage.run_id,
+                "run_id": stage.run_id,
+                **media_columns(frames, rollout["fps"], params.video.crf, encoded, vae_digest),
             }  # fmt: skip
 
         def report() -> None:
             shown = read_table(stage.work, name, ["video", "prompt"], ids=list(ids)[:8]).to_pylist()
-            sheet = contact_sheet([decode_video(r["video"]) for r in shown], labels=[r["prompt"] for r in shown])
+            sheet = sheet_of([r["video"] for r in shown], [r["prompt"] for r in shown])
             publish_sheet(f"clips-{round}", sheet, "Corrective clips: rollouts played backwards, from drifted to real.")
 
         missing = table.missing(ids)
@@ -108,12 +101,6 @@ def main(params: Params, round: str) -> None:
         stage.flow_run_id = run.flow_run_id
         manifest = table.seal(paths.STORE, paths.manifest(name), ids)
         stage.outputs = {"table": name, "digest": manifest.digest, "clips": manifest.rows}
-
-
-def _tensor(latents: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(latents.astype("float32"))[None]
 
 
 if __name__ == "__main__":

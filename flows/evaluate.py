@@ -19,7 +19,8 @@ import numpy as np
 from flows import paths
 from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command, say
-from flows.generator import Generator
+from flows.generator import Generator, sampler_settings
+from flows.media import sheet_of
 from flows.natural import read_natural
 from flows.params import Params
 from flows.score import program_of, score_frames
@@ -30,13 +31,13 @@ from model.rng import derive_seed
 from store.digest import digest
 from store.latents import unpack_latents
 from store.table import read_manifest, read_table
-from store.video import contact_sheet, decode_video, encode_video
+from store.video import encode_video
 
 CURVES = (*features.FEATURES, *(f"oracle_{name}" for name in oracle.MEASURES))
 
 
 def main(params: Params, round: str) -> None:
-    settings = {**params.sampler.model_dump(), **params.clip.model_dump(), "text_length": params.text.max_length}
+    settings = sampler_settings(params)
     with Stage(
         "evaluate", round,
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
@@ -74,7 +75,7 @@ def main(params: Params, round: str) -> None:
 
         def report() -> None:
             shown = [(folder / "videos" / f"{c['clip_id']}.mp4").read_bytes() for c in clips[:8]]
-            sheet = contact_sheet([decode_video(v) for v in shown], labels=[c["prompt"] for c in clips[:8]])
+            sheet = sheet_of(shown, [c["prompt"] for c in clips[:8]])
             publish_sheet(f"evaluation-{round}", sheet, "Long rollouts on held-out prompts.")
 
         batches = [

@@ -20,6 +20,11 @@ from model.pipeline import decode_latents, encode_prompts, load_pipeline, read_r
 from model.rollout import RolloutSettings, rollout
 
 
+def sampler_settings(params: Params) -> dict[str, Any]:
+    """Everything in params that decides a rollout from given latents and a prompt; part of a rollout's id."""
+    return {**params.sampler.model_dump(), **params.clip.model_dump(), "text_length": params.text.max_length}
+
+
 @dataclass(frozen=True)
 class Generated:
     """Rollouts with their prefix: `latents` float16 [B,C,F,h,w] and `frames`, uint8 [T,H,W,3] for each."""

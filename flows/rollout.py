@@ -9,16 +9,16 @@ import numpy as np
 from flows import paths
 from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command
-from flows.generator import Generator
+from flows.generator import Generator, sampler_settings
+from flows.media import media_columns, sheet_of
 from flows.params import Params
 from flows.stage import Stage, torch_workers
 from model.pipeline import model_digest, num_frames
 from model.rng import derive_seed, numpy_generator
-from store.digest import bytes_sha256, canonical_json, make_id
-from store.latents import pack_latents, unpack_latents
+from store.digest import canonical_json, make_id
+from store.latents import unpack_latents
 from store.schema import table_schema
 from store.table import WorkingTable, read_manifest, read_table
-from store.video import contact_sheet, decode_video, encode_video
 
 COLUMNS = ["clip_id", "prompt", "latents", "latents_shape"]
 
@@ -26,7 +26,7 @@ COLUMNS = ["clip_id", "prompt", "latents", "latents_shape"]
 def main(params: Params, round: str) -> None:
     this, name = params.round(round), f"rollouts_{round}"
     folder = paths.model(this.prev)
-    settings = {**params.sampler.model_dump(), **params.clip.model_dump(), "text_length": params.text.max_length}
+    settings = sampler_settings(params)
     with Stage(
         "rollout", round,
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
@@ -61,22 +61,18 @@ def main(params: Params, round: str) -> None:
             table.upsert([row(*item) for item in items])
 
         def row(rollout_id: str, clip: dict[str, Any], latents: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
-            video = encode_video(frames, params.video.fps, params.video.crf)
-            data, shape = pack_latents(latents)
             return {
                 "rollout_id": rollout_id, "round": round, "seed_clip_id": clip["clip_id"],
                 "model_digest": generator.digest, "prompt": clip["prompt"], "settings": canonical_json(settings),
-                "rng_name": ids[rollout_id][1], "fps": params.video.fps, "num_frames": len(frames),
-                "height": frames.shape[1], "width": frames.shape[2],
+                "rng_name": ids[rollout_id][1],
                 "prefix_frames": num_frames(generator.pipe.vae, prefix_latents), "prefix_latents": prefix_latents,
-                "chunk_latents": params.clip.chunk_latents, "video": video, "video_sha256": bytes_sha256(video),
-                "frames_sha256": bytes_sha256(frames.tobytes()), "latents": data, "latents_shape": shape,
-                "vae_digest": generator.vae_digest, "run_id": stage.run_id,
+                "chunk_latents": params.clip.chunk_latents, "run_id": stage.run_id,
+                **media_columns(frames, params.video.fps, params.video.crf, latents, generator.vae_digest),
             }  # fmt: skip
 
         def report() -> None:
             shown = read_table(stage.work, name, ["video", "prompt"], ids=list(ids)[:8]).to_pylist()
-            sheet = contact_sheet([decode_video(r["video"]) for r in shown], labels=[r["prompt"] for r in shown])
+            sheet = sheet_of([r["video"] for r in shown], [r["prompt"] for r in shown])
             publish_sheet(f"rollouts-{round}", sheet, "Rollouts in generation order; the first chunk is real.")
 
         # A batch is done again whole or not at all: the last bits of a float depend on which clips share a batch.

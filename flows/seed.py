@@ -14,15 +14,15 @@ from diffusers import WanPipeline
 from flows import paths
 from flows.batches import chunked, per_thread, publish_table, run_batches
 from flows.command import command, say
+from flows.media import media_columns
 from flows.params import Params
 from flows.stage import Stage, pick_device, torch_workers
 from model.pipeline import encode_frames, load_pipeline, num_frames, read_record
-from store.digest import bytes_sha256, canonical_json, digest, file_sha256, make_id
+from store.digest import canonical_json, digest, file_sha256, make_id
 from store.folder import SourceClip, read_folder
-from store.latents import pack_latents
 from store.schema import table_schema
 from store.table import WorkingTable
-from store.video import VideoError, decode_video, encode_video
+from store.video import VideoError, decode_video
 
 
 class SeedError(ValueError):
@@ -80,15 +80,11 @@ def main(params: Params) -> None:
                 rejected[clip.file] = str(error)
                 return None
             latents = encode_frames(pipes().vae, frames[None, :length])[0].half().cpu().numpy()
-            video = encode_video(frames, params.video.fps, params.video.crf)
-            data, shape = pack_latents(latents)
             return {
                 "clip_id": clip_id, "kind": "seed", "split": clip.split, "prompt": clip.caption,
                 "source_path": clip.file, "source_sha256": sources[clip.file], "license": clip.license,
-                "extra": canonical_json(clip.extra),
-                "fps": params.video.fps, "num_frames": len(frames), "height": frames.shape[1], "width": frames.shape[2],
-                "video": video, "video_sha256": bytes_sha256(video), "frames_sha256": bytes_sha256(frames.tobytes()),
-                "latents": data, "latents_shape": shape, "vae_digest": vae_digest, "run_id": stage.run_id,
+                "extra": canonical_json(clip.extra), "run_id": stage.run_id,
+                **media_columns(frames, params.video.fps, params.video.crf, latents, vae_digest),
             }  # fmt: skip
 
         def work(batch: list[str]) -> None:
