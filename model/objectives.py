@@ -14,7 +14,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from model.causal import causal_forward
-from model.masks import token_mask
+from model.masks import ChunkMask, Chunks, Context
 from model.rollout import shift_sigmas
 
 Density = Literal["uniform", "logit_normal"]
@@ -47,15 +47,15 @@ def bagger(
     sigmas_BK: torch.Tensor,
     prefix_chunks_B: torch.Tensor,
     *,
-    window_chunks: int | None = None,
+    context: Context = Context(),
 ) -> torch.Tensor:
     """Loss of each row [B]: squared velocity error, averaged over the row's frames after its clean prefix.
 
     `prefix_chunks_B` (ints): chunks fed at sigma 0 without loss, 0 for seed rows, 4 of 7 for the paper's corrective
-    rows. The mask is block-causal with the rollout's window. Raises ValueError when F is not K equal chunks or a
+    rows. The mask is block-causal over the rollout's context. Raises ValueError when F is not K equal chunks or a
     row has no chunk left to supervise.
     """
-    B, _, F, h, w = clean_BCFhw.shape
+    B, _, F = clean_BCFhw.shape[:3]
     K = sigmas_BK.shape[1]
     if F % K:
         raise ValueError(f"{F} latent frames do not split into {K} equal chunks")
@@ -65,8 +65,7 @@ def bagger(
     supervised_BK = torch.arange(K, device=clean_BCFhw.device) >= prefix_chunks_B.to(clean_BCFhw.device)[:, None]
     weight_BF = supervised_BK.to(clean_BCFhw.dtype).repeat_interleave(chunk, dim=1)
     sigmas_BF = sigmas_BK.repeat_interleave(chunk, dim=1) * weight_BF
-    _, p_h, p_w = transformer.config.patch_size
-    mask = token_mask(F, chunk, window_chunks, (h // p_h) * (w // p_w), clean_BCFhw.device)
+    mask = ChunkMask(F, Chunks(chunk), context)
     noisy = noise(clean_BCFhw, eps_BCFhw, sigmas_BF)
     v = causal_forward(transformer, noisy, sigmas_BF, text_BSD, positions_F=range(F), mask=mask)
     error_BF = (v.float() - (eps_BCFhw - clean_BCFhw)).square().mean(dim=(1, 3, 4))
@@ -80,8 +79,8 @@ def diffusion_forcing(
     eps_BCFhw: torch.Tensor,
     sigmas_BK: torch.Tensor,
     *,
-    window_chunks: int | None = None,
+    context: Context = Context(),
 ) -> torch.Tensor:
     """Loss of each row [B] with every frame supervised: `bagger` without prefixes."""
     no_prefix_B = torch.zeros(clean_BCFhw.shape[0], dtype=torch.long)
-    return bagger(transformer, clean_BCFhw, text_BSD, eps_BCFhw, sigmas_BK, no_prefix_B, window_chunks=window_chunks)
+    return bagger(transformer, clean_BCFhw, text_BSD, eps_BCFhw, sigmas_BK, no_prefix_B, context=context)

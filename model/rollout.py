@@ -1,21 +1,27 @@
 """Autoregressive generation, chunk by chunk, over a key/value cache.
 
-Each chunk starts as noise, is denoised in `num_steps` Euler steps of flow matching while it attends to the cached past,
-then runs once more, clean, at sigma 0, and what that forward produced is the past of the next chunk. Notable: no mask
-and no padding anywhere; the noise of item b in chunk c is named by (seeds[b], c) alone, so a batch of prompts gives
-what the prompts give one by one, and a longer rollout begins with the shorter one.
+Each chunk starts as noise, is denoised in Euler steps of flow matching while it attends to the cached past, then runs
+once more, clean, at sigma 0, and what that forward produced is the past of the next chunk. Notable:
+
+- No mask and no padding anywhere, but for the one forward that recomputes a whole context: after a change of prompt
+  (the past was made under the old one), or with `recompute_window` whenever the window has moved, as BAgger does.
+- All random numbers of item b in chunk c are named by (seeds[b], c), so a batch of prompts gives what the prompts give
+  one by one, and a longer rollout begins with the shorter one.
+- Guidance is a weighted sum of branches. Each has its own text, noise on its context, and cache.
 
 Shapes: B batch, F latent frames, C channels, h w latent size, S text tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from diffusers import WanTransformer3DModel
 
 from model.cache import KVCache
-from model.causal import causal_forward
+from model.causal import causal_forward, new_cache
+from model.masks import ChunkMask, Chunks, Context
 from model.rng import torch_generator
 
 
@@ -25,23 +31,71 @@ class RolloutError(ValueError):
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """`chunk_latents` frames per chunk, `num_steps` Euler steps, sigma `shift`, `window_chunks` past chunks kept."""
+    """How chunks are generated.
+
+    Chunks have `chunk_latents` frames, an independent first one `first_chunk_latents`. A chunk takes `num_steps` Euler
+    steps from sigma 1 to 0, evenly spaced before the `shift`, or the levels `sigmas` (also before the shift, 1 first,
+    0 left out) of a few-step model; `renoise` then steps from the clean estimate and fresh noise, as distilled models
+    are trained to (Self-Forcing, 2506.08009).
+
+    `window_chunks`, `sink_chunks`, `routed_chunks`: the context, see `masks.Context`. `relative_sink`: the sink travels
+    before the window. `recompute_window`: context that leaves the window is forgotten altogether, by computing the
+    rest anew (BAgger, 2512.12080), instead of rolling on in what was computed from it.
+
+    `context_sigma`: noise put on the context, and told to the model (sigma_test). `guidance`: classifier-free guidance
+    scale, 1 is off. `history_guidance`: the same over history, 1 is off (2502.06764); its negative branch sees the
+    history at noise level `history_sigma`, 1 for nothing of it (vanilla), less for its coarse part (fractional).
+    """
 
     chunk_latents: int = 3
+    first_chunk_latents: int | None = None
     num_steps: int = 8
+    sigmas: tuple[float, ...] | None = None
     shift: float = 3.0
+    renoise: bool = False
     window_chunks: int | None = None
+    sink_chunks: int = 0
+    routed_chunks: int | None = None
+    relative_sink: bool = False
+    recompute_window: bool = False
+    context_sigma: float = 0.0
+    guidance: float = 1.0
+    history_guidance: float = 1.0
+    history_sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("chunk_latents", self.chunk_latents, 1),
-            ("num_steps", self.num_steps, 1),
-            ("window_chunks", self.window_chunks, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"rollout setting {name} must be at least {least}, not {value}")
+        if self.num_steps < 1:
+            raise ValueError(f"rollout setting num_steps must be at least 1, not {self.num_steps}")
         if not self.shift > 0:
             raise ValueError(f"rollout setting shift must be above 0, not {self.shift}")
+        for name in ("context_sigma", "history_sigma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"rollout setting {name} must be in 0..1, not {getattr(self, name)}")
+        levels = self.sigmas
+        if levels is not None:
+            falling = all(a > b for a, b in pairwise((*levels, 0)))
+            if not levels or levels[0] != 1 or not falling or len(levels) != self.num_steps:
+                raise ValueError(
+                    f"rollout setting sigmas must be num_steps={self.num_steps} numbers that fall from 1, "
+                    f"0 left out, not {list(levels)}"
+                )
+        _ = self.chunks, self.context  # which check the rest
+
+    @property
+    def chunks(self) -> Chunks:
+        """How latent frames are grouped."""
+        return Chunks(self.chunk_latents, self.first_chunk_latents)
+
+    @property
+    def context(self) -> Context:
+        """What a chunk attends to of its past."""
+        return Context(self.window_chunks, self.sink_chunks, self.routed_chunks)
+
+    def noise_levels(self) -> list[float]:
+        """The sampler's levels, num_steps + 1 of them, from 1 down to 0."""
+        if self.sigmas is None:
+            return euler_sigmas(self.num_steps, self.shift).tolist()
+        return [*shift_sigmas(torch.tensor(self.sigmas, dtype=torch.float64), self.shift).float().tolist(), 0.0]
 
 
 def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
@@ -50,62 +104,164 @@ def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
 
 
 def euler_sigmas(num_steps: int, shift: float) -> torch.Tensor:
-    """The sampler's noise levels, num_steps + 1 of them, from 1 down to 0 (float32)."""
+    """Evenly spaced noise levels, num_steps + 1 of them, from 1 down to 0, shifted (float32)."""
     return shift_sigmas(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).float()
 
 
-def chunk_noise(seeds: Sequence[int], chunk: int, shape_CFhw: Sequence[int]) -> torch.Tensor:
-    """Gaussian noise [B, C, F, h, w] on the CPU for one chunk (counted from the clip's start) of each seed."""
-    rows = [torch.randn(*shape_CFhw, generator=torch_generator("rollout", seed, chunk)) for seed in seeds]
+def chunk_noise(seeds: Sequence[int], chunk: int, shape_CFhw: Sequence[int], *name: str | int) -> torch.Tensor:
+    """Gaussian noise [B, C, F, h, w] on the CPU for one chunk (counted from the clip's start) of each seed.
+
+    `name` tells a chunk's further draws from its first.
+    """
+    rows = [torch.randn(*shape_CFhw, generator=torch_generator("rollout", seed, chunk, *name)) for seed in seeds]
     return torch.stack(rows)
+
+
+@dataclass
+class _Branch:
+    """One term of the guided velocity: its weight in the sum, its text, the noise on its context, its past."""
+
+    weight: float
+    negative: bool
+    context_sigma: float
+    cache: KVCache
 
 
 @torch.no_grad()
 def rollout(
     transformer: WanTransformer3DModel,
     prefix_BCFhw: torch.Tensor,
-    text_BSD: torch.Tensor,
+    text: torch.Tensor | Mapping[int, torch.Tensor],
     num_chunks: int,
     settings: RolloutSettings,
     seeds: Sequence[int],
+    *,
+    negative_text_BSD: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield `num_chunks` generated chunks [B, C, chunk_latents, h, w] that continue a clean prefix.
+    """Yield `num_chunks` generated chunks [B, C, f, h, w] that continue a clean prefix.
 
-    `prefix_BCFhw` is whole chunks, at least one unless F is 0 (then everything is generated). Runs on the transformer's
-    device, in eval mode, without gradients. Raises ValueError when the prefix is not whole chunks or the batch sizes
-    of prefix, text and seeds differ, RolloutError when a chunk is not finite.
+    `prefix_BCFhw` is whole chunks; with F = 0 everything is generated. `text` [B, S, D] is the prompts' embedding, or
+    one from each of several chunks on, counted from the clip's start and beginning with 0: at a change the context is
+    recomputed under the new text. `negative_text_BSD` (batch B or 1) is guided away from. Runs on the transformer's
+    device, in eval mode, without gradients. Raises ValueError when the prefix is not whole chunks, batch sizes differ
+    or guidance lacks its negative text, RolloutError when a chunk is not finite.
     """
     B, C, F, h, w = prefix_BCFhw.shape
-    chunk = settings.chunk_latents
-    if F % chunk:
-        raise ValueError(f"the prefix has {F} latent frames, not a multiple of chunk_latents={chunk}")
-    if not B == text_BSD.shape[0] == len(seeds):
-        raise ValueError(f"batch sizes differ: prefix {B}, text {text_BSD.shape[0]}, seeds {len(seeds)}")
+    chunks, context = settings.chunks, settings.context
+    num_given = chunks.count(F)
+    if num_given and chunks.run(num_given - 1)[1] != F:
+        raise ValueError(f"the prefix has {F} latent frames, which is not whole chunks of {_name(chunks)}")
+    texts = dict(text) if isinstance(text, Mapping) else {0: text}
+    if 0 not in texts:
+        raise ValueError(f"texts begin at the chunks {sorted(texts)}; one must begin at 0")
+    batches = [len(one) for one in texts.values()]
+    if {B, len(seeds), *batches} != {B}:
+        raise ValueError(f"batch sizes differ: prefix {B}, text {batches}, seeds {len(seeds)}")
+    if settings.guidance != 1 and (negative_text_BSD is None or len(negative_text_BSD) not in (1, B)):
+        raise ValueError(f"guidance={settings.guidance} needs negative_text_BSD, of batch {B} or 1")
     parameter = next(transformer.parameters())
     device, dtype = parameter.device, parameter.dtype
-    text_BSD = text_BSD.to(device, dtype)
-    sigmas = euler_sigmas(settings.num_steps, settings.shift).tolist()
-    cache = KVCache(len(transformer.blocks), settings.window_chunks)
     transformer.eval()
+    branches = _branches(transformer, settings)
+    negative = None if negative_text_BSD is None else negative_text_BSD.to(device, dtype).expand(B, -1, -1)
+    levels = settings.noise_levels()
+    given = [prefix_BCFhw[:, :, start:stop].to(device, torch.float32) for start, stop in chunks.runs(F)]
+    held: dict[int, torch.Tensor] = {}  # the context: clean chunks by number
+    current = texts[0].to(device, dtype)
 
-    def velocity(x_BCFhw: torch.Tensor, sigma: float, index: int) -> torch.Tensor:
-        sigmas_BF = torch.full((B, chunk), sigma, device=device)
-        positions = range(index * chunk, (index + 1) * chunk)
-        v = causal_forward(transformer, x_BCFhw.to(dtype), sigmas_BF, text_BSD, positions_F=positions, cache=cache)
-        return v.float()
+    def forward(
+        branch: _Branch, x: torch.Tensor, sigma: float, positions: Sequence[int], mask: ChunkMask | None = None
+    ) -> torch.Tensor:
+        sigmas_BF = torch.full((B, x.shape[2]), sigma, device=device)
+        text_BSD = negative if branch.negative else current
+        assert text_BSD is not None
+        return causal_forward(
+            transformer, x.to(dtype), sigmas_BF, text_BSD, positions_F=positions, mask=mask, cache=branch.cache
+        ).float()
 
-    clean = [x.to(device, torch.float32) for x in prefix_BCFhw.split(chunk, dim=2)] if F else []
-    for index in range(len(clean) + num_chunks):
-        if index < len(clean):
-            x = clean[index]
+    def noised(index: int, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        if not sigma:
+            return x
+        return (1 - sigma) * x + sigma * chunk_noise(seeds, index, x.shape[1:], "context").to(device)
+
+    def remember(index: int, x: torch.Tensor) -> None:
+        for branch in branches:
+            sigma = branch.context_sigma
+            forward(branch, noised(index, x, sigma), sigma, range(*chunks.run(index)))
+            branch.cache.commit()
+
+    def remember_anew() -> None:
+        sizes = [x.shape[2] for x in held.values()]
+        positions = context_positions(list(held), settings)
+        grouped = Chunks(chunks.size, sizes[0] if 0 in held else None)
+        mask = ChunkMask(sum(sizes), grouped, Context(None, context.sink_chunks, context.routed_chunks))
+        for branch in branches:
+            branch.cache.reset()
+            sigma = branch.context_sigma
+            x = torch.cat([noised(index, x, sigma) for index, x in held.items()], dim=2)
+            forward(branch, x, sigma, positions, mask)
+            branch.cache.commit(sizes)
+
+    stale = False
+    for index in range(num_given + num_chunks):
+        if index in texts:
+            current = texts[index].to(device, dtype)
+        if index < num_given:
+            x = given[index]
         else:
-            x = chunk_noise(seeds, index, (C, chunk, h, w)).to(device)
-            for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
-                x = x + (next_sigma - sigma) * velocity(x, sigma, index)
+            if stale and held:
+                remember_anew()
+                stale = False
+            start, stop = chunks.run(index)
+            x = chunk_noise(seeds, index, (C, stop - start, h, w)).to(device)
+            for step, (sigma, next_sigma) in enumerate(pairwise(levels)):
+                v = sum(b.weight * forward(b, x, sigma, range(start, stop)) for b in branches)
+                if settings.renoise and next_sigma:
+                    fresh = chunk_noise(seeds, index, x.shape[1:], "step", step).to(device)
+                    x = (1 - next_sigma) * (x - sigma * v) + next_sigma * fresh
+                else:
+                    x = x + (next_sigma - sigma) * v
             if not torch.isfinite(x).all():
                 broken = [seed for seed, item in zip(seeds, x, strict=True) if not torch.isfinite(item).all()]
                 raise RolloutError(f"rollout: chunk {index} is not finite (seeds {', '.join(map(str, broken))})")
             yield x
-        if index < len(clean) + num_chunks - 1:
-            velocity(x, 0.0, index)
-            cache.commit()
+        if index == num_given + num_chunks - 1:
+            return
+        held[index] = x
+        sink, window = context.history(index + 1)
+        leaving = held.keys() - {*sink, *window}
+        for one in leaving:
+            del held[one]
+        stale |= index + 1 in texts or (settings.recompute_window and bool(leaving))
+        if not stale:
+            remember(index, x)
+
+
+def context_positions(held: Sequence[int], settings: RolloutSettings) -> list[int]:
+    """Frame positions of the chunks `held` in a context; those of a travelling sink end where the window begins."""
+    chunks = settings.chunks
+    positions = [position for index in held for position in range(*chunks.run(index))]
+    sink = sum(stop - start for start, stop in (chunks.run(i) for i in held if i < settings.sink_chunks))
+    if settings.relative_sink and 0 < sink < len(positions):
+        positions[:sink] = range(positions[sink] - sink, positions[sink])
+    return positions
+
+
+def _branches(transformer: WanTransformer3DModel, settings: RolloutSettings) -> list[_Branch]:
+    """v = v_c + (guidance - 1) (v_c - v_u) + (history_guidance - 1) (v_c - v_n), term by term."""
+
+    def branch(weight: float, negative: bool, context_sigma: float) -> _Branch:
+        cache = new_cache(transformer, settings.context, relative_sink=settings.relative_sink)
+        return _Branch(weight, negative, context_sigma, cache)
+
+    text, history = settings.guidance - 1, settings.history_guidance - 1
+    branches = [branch(1 + text + history, False, settings.context_sigma)]
+    if text:
+        branches.append(branch(-text, True, settings.context_sigma))
+    if history:
+        branches.append(branch(-history, False, settings.history_sigma))
+    return branches
+
+
+def _name(chunks: Chunks) -> str:
+    return f"{chunks.size}" if chunks.first is None else f"{chunks.first} and then {chunks.size}"

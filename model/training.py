@@ -22,6 +22,7 @@ from diffusers import WanTransformer3DModel
 
 from model import checkpoint
 from model.causal import causalize
+from model.masks import Context
 from model.objectives import Density, bagger, sample_sigmas
 from model.rng import torch_generator
 
@@ -59,6 +60,8 @@ class TrainSettings:
     seed: int = 0
     chunk_latents: int = 3
     window_chunks: int | None = None
+    sink_chunks: int = 0
+    routed_chunks: int | None = None
     shift: float = 3.0
     density: Density = "uniform"
     learning_rate: float = 2e-3
@@ -92,6 +95,12 @@ class TrainSettings:
                 raise ValueError(f"training setting {name} must be above 0, not {number}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"training setting precision must be float32 or bfloat16, not {self.precision!r}")
+        _ = self.context  # which checks the rest
+
+    @property
+    def context(self) -> Context:
+        """What a chunk attends to of its past."""
+        return Context(self.window_chunks, self.sink_chunks, self.routed_chunks)
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the weights, JSON-able: a checkpoint of another recipe is not resumed."""
@@ -142,7 +151,7 @@ def step_loss(
             eps.to(device),
             sigmas_BK.to(device),
             torch.tensor(batch.prefix_chunks),
-            window_chunks=settings.window_chunks,
+            context=settings.context,
         )
 
 

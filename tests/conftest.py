@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -17,6 +18,9 @@ from store.latents import pack_latents
 from store.mixture import Pool, expand, summary, write_plan
 from store.schema import table_schema
 from store.table import WorkingTable
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 ROUNDS = ("r1", "r2")
 CURVES = ("saturation", "contrast", "sharpness", "motion")

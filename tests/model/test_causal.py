@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
 
-from model.cache import KVCache
-from model.causal import causal_forward, causalize, decausalize, rotary_table
-from model.masks import block_causal, token_mask
+from model.causal import causal_forward, causalize, decausalize, new_cache
+from model.masks import ChunkMask, Chunks, Context, teacher_forcing
+from model.rope import rotary_table
 
 CPU = torch.device("cpu")
 TOKENS = 4  # tokens per latent frame of the fixtures
@@ -38,34 +41,94 @@ def test_block_causal_is_skyreels(transformer, inputs, tiny_config):
     sigmas = (sigmas * 1000).round() / 1000
     timesteps = (sigmas * 1000).round().long()
     expected = oracle(latents, timesteps, text, enable_diffusion_forcing=True, return_dict=False)[0]
-    mask = token_mask(9, 3, None, TOKENS, CPU)
+    mask = ChunkMask(9, Chunks(3))
     ours = causal_forward(causalize(transformer), latents, sigmas, text, positions_F=range(9), mask=mask)
     assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("window", [None, 0, 1])
-def test_cached_chunks_are_one_masked_pass(transformer, inputs, window):
-    latents, _, text = inputs
+def cached(transformer, latents, sigmas, text, chunks, cache):
+    """Chunk after chunk, each after a denoising forward that leaves no trace."""
+    out = []
+    for start, stop in chunks.runs(latents.shape[2]):
+        part, levels = latents[:, :, start:stop], sigmas[:, start:stop]
+        causal_forward(transformer, part + 1, levels / 2 + 0.5, text, positions_F=range(start, stop), cache=cache)
+        out.append(causal_forward(transformer, part, levels, text, positions_F=range(start, stop), cache=cache))
+        cache.commit()
+    return torch.cat(out, dim=2)
+
+
+@given(
+    st.integers(1, 4), st.none() | st.integers(1, 4), st.none() | st.integers(0, 3), st.integers(0, 2),
+    st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_cached_chunks_are_one_masked_pass(transformer, inputs, size, first, window, sink, frames, grad):
+    latents, sigmas, text = (inputs[0][:, :, :frames], inputs[1][:, :frames], inputs[2])
+    chunks, context = Chunks(size, first and min(first, size)), Context(window, sink)
     causalize(transformer)
-    clean = torch.zeros(2, 9)
-    mask = token_mask(9, 3, window, TOKENS, CPU)
+    with torch.set_grad_enabled(grad):
+        mask = ChunkMask(frames, chunks, context)
+        whole = causal_forward(transformer, latents, sigmas, text, positions_F=range(frames), mask=mask)
+        ours = cached(transformer, latents, sigmas, text, chunks, new_cache(transformer, context))
+    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@given(
+    st.integers(1, 4), st.none() | st.integers(1, 4), st.none() | st.integers(0, 3), st.integers(0, 2),
+    st.integers(1, 9),
+)  # fmt: skip
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_one_pass_of_teacher_forcing_is_a_rollout_with_clean_commits(
+    transformer, inputs, size, first, window, sink, frames
+):
+    clean, sigmas, text = (inputs[0][:, :, :frames], inputs[1][:, :frames], inputs[2])
+    noisy, chunks, context = clean.flip(2) * 0.7, Chunks(size, first and min(first, size)), Context(window, sink)
+    causalize(transformer)
     with torch.no_grad():
-        whole = causal_forward(transformer, latents, clean, text, positions_F=range(9), mask=mask)
-        cache, chunks = KVCache(3, window), []
-        for start in range(0, 9, 3):
-            part, places = latents[:, :, start : start + 3], range(start, start + 3)
-            # a denoising forward leaves no trace
-            causal_forward(transformer, part + 1, clean[:, :3] + 0.5, text, positions_F=places, cache=cache)
-            chunks.append(causal_forward(transformer, part, clean[:, :3], text, positions_F=places, cache=cache))
+        both, levels = torch.cat([clean, noisy], dim=2), torch.cat([torch.zeros_like(sigmas), sigmas], dim=1)
+        mask, places = teacher_forcing(frames, chunks, context), [*range(frames)] * 2
+        whole = causal_forward(transformer, both, levels, text, positions_F=places, mask=mask)
+        cache, out = new_cache(transformer, context), []
+        for start, stop in chunks.runs(frames):
+            run, places = slice(start, stop), range(start, stop)
+            parts = (noisy, sigmas), (clean, torch.zeros_like(sigmas))
+            velocity, _ = (
+                causal_forward(transformer, x[:, :, run], s[:, run], text, positions_F=places, cache=cache)
+                for x, s in parts
+            )
+            out.append(velocity)
             cache.commit()
-    assert cache.num_tokens == (9 if window is None else 3 * window) * TOKENS
-    assert (torch.cat(chunks, dim=2) - whole).abs().max() <= 1e-5 * whole.abs().max()
+    assert (torch.cat(out, dim=2) - whole[:, :, frames:]).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_a_travelling_sink_is_relabelling_sink_and_window(inputs, tiny_config):
+    """One layer, whose keys do not depend on the past: its context can be computed anew at any positions."""
+    latents, sigmas, text = inputs
+    torch.manual_seed(0)
+    transformer = causalize(WanTransformer3DModel(**{**tiny_config, "num_layers": 1}).eval())
+    transformer.blocks[0].attn1.to_q.weight.data *= 8  # so that positions matter
+    with torch.no_grad():
+        for relative in (False, True):
+            cache = new_cache(transformer, Context(1, 1), relative_sink=relative)
+            ours = cached(transformer, latents, sigmas, text, Chunks(1), cache)[:, :, 8:]
+            places = [6, 7, 8] if relative else [0, 7, 8]
+            seen = [0, 7, 8]
+            expected = causal_forward(
+                transformer, latents[:, :, seen], sigmas[:, seen], text, positions_F=places,
+                mask=ChunkMask(3, Chunks(1)),
+            )  # fmt: skip
+            assert (ours - expected[:, :, 2:]).abs().max() <= 1e-5 * expected.abs().max()
+            other = causal_forward(
+                transformer, latents[:, :, seen], sigmas[:, seen], text, positions_F=[3, 7, 8],
+                mask=ChunkMask(3, Chunks(1)),
+            )  # fmt: skip
+            assert (ours - other[:, :, 2:]).abs().max() > 1e-3 * expected.abs().max()
 
 
 def test_the_future_changes_nothing(transformer, inputs):
     latents, sigmas, text = inputs
     causalize(transformer)
-    mask = token_mask(9, 3, None, TOKENS, CPU)
+    mask = ChunkMask(9, Chunks(3))
     changed, changed_sigmas = latents.clone(), sigmas.clone()
     changed[:, :, 6:] += 5
     changed_sigmas[:, 6:] = 0.123
@@ -122,22 +185,63 @@ def test_only_distances_between_frames_matter_far_beyond_the_table(transformer, 
     assert (near - far).abs().max() <= 1e-4 * near.abs().max()
 
 
-def test_gradients_flow_and_checkpointing_does_not_change_them(transformer, inputs):
+def test_gradients_with_and_without_checkpointing_are_equal(transformer, inputs):
+    """Through a mask, and through several forwards on a cache that moves on before the one backward."""
     latents, sigmas, text = inputs
-    mask = token_mask(9, 3, None, TOKENS, CPU)
     grads = []
     for checkpointing in (False, True):
         model = causalize(copy.deepcopy(decausalize(transformer))).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        cache = KVCache(3)
-        causal_forward(model, latents[:, :, :3], sigmas[:, :3], text, positions_F=range(3), cache=cache)
-        cache.commit()
-        assert not cache.layers[0].get()[0].requires_grad
-        causal_forward(model, latents, sigmas, text, positions_F=range(9), mask=mask).square().mean().backward()
+        masks = ChunkMask(9, Chunks(3)), ChunkMask(9, Chunks(3), Context(None, 1, 1))
+        losses = [
+            causal_forward(model, latents, sigmas, text, positions_F=range(9), mask=mask).square().mean()
+            for mask in masks
+        ]
+        cache = new_cache(model, Context(1, 1), relative_sink=True)
+        for start in range(9):
+            one = slice(start, start + 1)
+            v = causal_forward(model, latents[:, :, one], sigmas[:, one], text, positions_F=[start], cache=cache)
+            losses.append(v.square().mean())
+            cache.commit()
+            with torch.no_grad():
+                assert not cache.open(1, TOKENS, torch.empty(2, 2, 16))[0].get()[0].requires_grad
+        sum(losses).backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     assert all(g is not None and torch.isfinite(g).all() and g.abs().max() > 0 for g in grads[0].values())
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+    assert decausalize(model)._gradient_checkpointing_func.__module__.startswith("diffusers")
+
+
+def test_lora_trains_on_the_causal_model_and_loads_into_a_stock_one(transformer, inputs, tmp_path):
+    latents, sigmas, text = inputs
+    stock = copy.deepcopy(transformer)
+    causalize(transformer)
+    plain = causal_forward(transformer, latents, sigmas, text, positions_F=range(9))
+    projections = ["to_q", "to_k", "to_v", "to_out.0"]
+    transformer.add_adapter(LoraConfig(r=4, target_modules=projections, init_lora_weights=False))
+    transformer.train()
+    mask = ChunkMask(9, Chunks(3))
+    causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=mask).square().mean().backward()
+    learning = {name for name, p in transformer.named_parameters() if p.grad is not None}
+    assert learning == {name for name, p in transformer.named_parameters() if "lora" in name}
+    assert len(learning) == 3 * 2 * 4 * 2  # layers, attentions, projections, A and B
+    transformer.eval()
+    adapted = causal_forward(transformer, latents, sigmas, text, positions_F=range(9))
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+    transformer.save_lora_adapter(tmp_path)
+    stock.load_lora_adapter(str(tmp_path), prefix=None, use_safetensors=True)
+    timesteps = (sigmas * 1000).repeat_interleave(TOKENS, dim=1)
+    expected = stock(latents, timesteps, text, return_dict=False)[0]
+    assert (adapted - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # a cached rollout sees the adapter too
+    cache = new_cache(transformer)
+    with torch.no_grad():
+        whole = causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=mask)
+        chunks = cached(transformer, latents, sigmas, text, Chunks(3), cache)
+        assert (chunks - whole).abs().max() <= 1e-5 * whole.abs().max()
+    transformer.delete_adapters("default")
+    assert torch.equal(causal_forward(transformer, latents, sigmas, text, positions_F=range(9)), plain)
 
 
 def test_text_is_projected_once_per_clip(transformer, inputs):
@@ -159,6 +263,12 @@ def test_mistakes_are_named(transformer, inputs, tiny_config):
     causalize(transformer)
     with pytest.raises(ValueError, match="8 positions"):
         causal_forward(transformer, latents, sigmas, text, positions_F=range(8))
-    with pytest.raises(RuntimeError, match="nothing to commit"):
-        KVCache(3).commit()
-    assert block_causal(9, 3).shape == (9, 9)
+    with pytest.raises(ValueError, match="mask is for 6 frames, the latents have 9"):
+        causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=ChunkMask(6, Chunks(3)))
+    cache = new_cache(transformer)
+    causal_forward(transformer, latents, sigmas, text, positions_F=range(9), cache=cache)
+    cache.commit()
+    with pytest.raises(ValueError, match="without a past"):
+        causal_forward(
+            transformer, latents, sigmas, text, positions_F=range(9), mask=ChunkMask(9, Chunks(3)), cache=cache
+        )

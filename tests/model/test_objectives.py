@@ -5,7 +5,7 @@ import torch
 from diffusers import FlowMapEulerDiscreteScheduler
 
 from model.causal import causal_forward, causalize
-from model.masks import token_mask
+from model.masks import ChunkMask, Chunks, Context
 from model.objectives import bagger, diffusion_forcing, noise, sample_sigmas
 from model.rng import torch_generator
 
@@ -49,10 +49,10 @@ def test_sigmas_have_the_density_and_shift(density, median):
 def test_diffusion_forcing_is_its_equation(case):
     model, clean, text, eps, sigmas = case
     levels = sigmas.repeat_interleave(3, dim=1)
-    mask = token_mask(9, 3, 1, 4, torch.device("cpu"))
+    mask = ChunkMask(9, Chunks(3), Context(1))
     v = causal_forward(model, noise(clean, eps, levels), levels, text, positions_F=range(9), mask=mask)
     expected = (v - (eps - clean)).square().mean(dim=(1, 2, 3, 4))
-    assert torch.allclose(diffusion_forcing(model, clean, text, eps, sigmas, window_chunks=1), expected)
+    assert torch.allclose(diffusion_forcing(model, clean, text, eps, sigmas, context=Context(1)), expected)
 
 
 def test_prefix_noise_and_targets_are_not_learned(case):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.causal import causal_forward, causalize
-from model.masks import token_mask
+from model.masks import ChunkMask, Chunks, Context
 from model.rollout import RolloutError, RolloutSettings, chunk_noise, euler_sigmas, rollout
 
 SEEDS = [11, 12]
@@ -40,7 +40,7 @@ def test_rollout_is_euler_over_full_recomputation(transformer, inputs, window):
             F = whole.shape[2]
             levels = torch.zeros(2, F)
             levels[:, -3:] = sigmas[step]
-            mask = token_mask(F, 3, window, 4, torch.device("cpu"))
+            mask = ChunkMask(F, Chunks(3), Context(window))
             with torch.no_grad():
                 v = causal_forward(transformer, whole, levels, text, positions_F=range(F), mask=mask)
             x = x + (sigmas[step + 1] - sigmas[step]) * v[:, :, -3:]
