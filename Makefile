@@ -40,7 +40,7 @@ base: $(READY)    ## trains the toy base pipeline from nothing into assets/toy-b
 	@python -m model.base --out assets/toy-base
 
 clean:            ## forgets work in progress and caches; results and .venv stay
-	@rm -rf .work .prefect .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .work .prefect .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find flows store model tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY):

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from model.cache import KVLayer, TextKV
-from model.masks import ChunkMask, Reach
+from model.masks import ChunkMask, Reach, Run, Spans
 from model.rope import rotate
 
 
@@ -34,7 +34,7 @@ class CausalSelfAttention:
     _parallel_config = None
 
     def __init__(self) -> None:
-        self.mask: ChunkMask | None = None
+        self.mask: BlockMask | Spans | None = None
         self.slot: KVLayer | None = None
         self.routing: tuple[Sequence[Reach], int] | None = None
 
@@ -114,37 +114,30 @@ def attention(q_BLNH: torch.Tensor, k_BMNH: torch.Tensor, v_BMNH: torch.Tensor) 
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def masked_attention(q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, mask: ChunkMask) -> torch.Tensor:
-    """Queries attend to the keys that the mask lets them see: [B, L, N, H]."""
-    by = flex_masked_attention if q_BLNH.is_cuda else chunked_attention
-    return by(q_BLNH, k_BLNH, v_BLNH, mask)
+def form(mask: ChunkMask, tokens_per_frame: int, device: torch.device) -> BlockMask | Spans:
+    """A mask as `masked_attention` takes it: the form that is fastest on the device."""
+    if device.type == "cuda":
+        return mask.block_mask(tokens_per_frame, device)
+    return mask.spans(tokens_per_frame)
 
 
-def chunked_attention(
-    q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, mask: ChunkMask
+def masked_attention(
+    q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, mask: BlockMask | Spans
 ) -> torch.Tensor:
-    """`masked_attention` chunk by chunk, each on just the keys it sees."""
-    S = q_BLNH.shape[1] // mask.length
-    out = []
-    for reach in mask.reaches():
-        (start, stop), runs = reach.times(S).queries, reach.times(S).keys
-        k, v = (_select(x, runs) for x in (k_BLNH, v_BLNH))
-        out.append(attention(q_BLNH[:, start:stop], k, v))
+    """Queries attend to the keys that the mask lets them see: [B, L, N, H]."""
+    if isinstance(mask, BlockMask):
+        q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
+        return _compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2)
+    out = [
+        attention(q_BLNH[:, start:stop], _select(k_BLNH, keys), _select(v_BLNH, keys))
+        for (start, stop), keys in mask
+    ]
     return torch.cat(out, dim=1)
 
 
-def _select(x_BLNH: torch.Tensor, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+def _select(x_BLNH: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
     parts = [x_BLNH[:, start:stop] for start, stop in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def flex_masked_attention(
-    q_BLNH: torch.Tensor, k_BLNH: torch.Tensor, v_BLNH: torch.Tensor, mask: ChunkMask
-) -> torch.Tensor:
-    """`masked_attention` by flex attention, compiled: a GPU skips the blocks that nobody sees."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
-    block_mask = mask.block_mask(q_BLNH.shape[1] // mask.length, q_BLNH.device)
-    return _compiled_flex()(q, k, v, block_mask=block_mask).transpose(1, 2)
 
 
 @cache

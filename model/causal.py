@@ -22,7 +22,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import CausalCrossAttention, CausalSelfAttention
+from model.attention import CausalCrossAttention, CausalSelfAttention, form
 from model.cache import KVCache
 from model.masks import ChunkMask, Context
 from model.rope import FrameRope, advance
@@ -117,10 +117,11 @@ def causal_forward(
         k = cache.context.routed_chunks
         routing = ([cache.reach()], k) if k is not None and mask is None else None
     if mask is not None and mask.context.routed_chunks is not None:
-        routing = ([reach.times(S) for reach in mask.reaches()], mask.context.routed_chunks)
+        routing = (mask.reaches(S), mask.context.routed_chunks)
+    formed = None if mask is None else form(mask, S, latents_BCFHW.device)
     for index, block in enumerate(transformer.blocks):
         processor = block.attn1.processor
-        processor.mask, processor.routing = mask, routing
+        processor.mask, processor.routing = formed, routing
         processor.slot = None if cache is None else slots[index]
         block.attn2.processor.slot = None if cache is None else texts[index]
     if transformer.gradient_checkpointing:

@@ -6,15 +6,14 @@ sees itself and history strictly before it, never another noisy chunk; history s
 forcing's mask when the history is the clean clip, and Resampling Forcing's sparse causal mask (2512.15702) when it
 is the model's own resampling of it.
 
-The rule comes in three forms: `dense` for reference, `block_mask` for flex attention on a GPU, and `reaches`: per
-chunk, the few runs of frames it sees, which is what CPUs (and history routing) work with. A cached rollout needs none
-of them, because what it must not see is not in its cache; the context is counted in chunks on both sides, so that a
-model is trained on what it will have.
+The rule comes in several forms: `dense` for reference, `block_mask` for flex attention on a GPU, `spans`, the few runs
+of keys that each chunk sees, for everything else, and `reaches`, the same with history apart, for history routing. A
+cached rollout needs none of them, because what it must not see is not in its cache; the context is counted in chunks
+on both sides, so that a model is trained on what it will have.
 
 Shapes: F latent frames of one sequence, S tokens per latent frame, L tokens of everything side by side.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Run = tuple[int, int]  # first and one past the last
+Spans = tuple[tuple[Run, tuple[Run, ...]], ...]  # for each chunk, its queries and the keys that they see
 
 
 class Reach(NamedTuple):
@@ -160,9 +160,20 @@ class ChunkMask:
         """For flex attention; built once per mask, tokens and device."""
         return _block_mask(self, tokens_per_frame, device)
 
-    def reaches(self) -> Sequence[Reach]:
-        """What each chunk sees, in frames, history chunks first, noisy ones after them."""
-        return _reaches(self)
+    def spans(self, tokens_per_frame: int) -> Spans:
+        """The tokens that each chunk sees."""
+        return tuple((reach.queries, reach.keys) for reach in self.reaches(tokens_per_frame))
+
+    def reaches(self, tokens_per_frame: int = 1) -> list[Reach]:
+        """What each chunk sees, history chunks first, noisy ones after them; in tokens, or by default in frames."""
+        runs, F = self.chunks.runs(self.num_frames), self.num_frames
+        history, noisy = [], []
+        for index, (start, stop) in enumerate(runs):
+            sink, window = self.context.history(index)
+            always, routed = tuple(runs[j] for j in sink), tuple(runs[j] for j in window)
+            history.append(Reach((start, stop), (*always, (start, stop)), routed))
+            noisy.append(Reach((start + F, stop + F), (*always, (start + F, stop + F)), routed))
+        return [reach.times(tokens_per_frame) for reach in (history + noisy if self.with_noisy else history)]
 
 
 def teacher_forcing(num_frames: int, chunks: Chunks, context: Context = Context()) -> ChunkMask:
@@ -178,15 +189,3 @@ def _block_mask(mask: ChunkMask, tokens_per_frame: int, device: torch.device) ->
     length = mask.length * tokens_per_frame
     # Uncompiled, this builds the dense mask on the way.
     return create_block_mask(allowed, None, None, length, length, device=device, _compile=device.type == "cuda")
-
-
-@lru_cache(maxsize=32)
-def _reaches(mask: ChunkMask) -> tuple[Reach, ...]:
-    runs, F = mask.chunks.runs(mask.num_frames), mask.num_frames
-    history, noisy = [], []
-    for index, (start, stop) in enumerate(runs):
-        sink, window = mask.context.history(index)
-        always, routed = tuple(runs[j] for j in sink), tuple(runs[j] for j in window)
-        history.append(Reach((start, stop), (*always, (start, stop)), routed))
-        noisy.append(Reach((start + F, stop + F), (*always, (start + F, stop + F)), routed))
-    return (*history, *noisy) if mask.with_noisy else tuple(history)

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
 from model import attention
-from model.attention import chunked_attention, flex_masked_attention, masked_attention
+from model.attention import form, masked_attention
 from model.masks import ChunkMask, Chunks, Context, teacher_forcing
+
+
+CPU = torch.device("cpu")
 
 
 def dense(q, k, v, mask):
@@ -35,7 +38,7 @@ def masks(draw):
 @settings(max_examples=60)
 def test_chunk_by_chunk_is_dense_forward_and_backward(mask, S):
     ours, reference = ([x.requires_grad_() for x in qkv(mask, S)] for _ in range(2))
-    expected, out = dense(*reference, mask), chunked_attention(*ours, mask)
+    expected, out = dense(*reference, mask), masked_attention(*ours, mask.spans(S))
     assert (out - expected).abs().max() <= 1e-5
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     (out * weight).sum().backward()
@@ -50,15 +53,16 @@ def test_the_block_mask_is_dense(mask, S):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_compiled_flex", lambda: flex_attention)
         q, k, v = qkv(mask, S)
-        assert (flex_masked_attention(q, k, v, mask) - dense(q, k, v, mask)).abs().max() <= 1e-5
+        assert (masked_attention(q, k, v, mask.block_mask(S, CPU)) - dense(q, k, v, mask)).abs().max() <= 1e-5
 
 
 def test_compiled_flex_is_dense_for_one_mask_after_another():
     """At lengths that no block divides; with dynamic shapes the second mask came out wrong."""
     for mask in (ChunkMask(9, Chunks(3), Context(1, 1)), teacher_forcing(5, Chunks(2, 1))):
-        q, k, v = qkv(mask, 50)
+        S = 50
+        q, k, v = qkv(mask, S)
         with torch.no_grad():
-            assert (flex_masked_attention(q, k, v, mask) - dense(q, k, v, mask)).abs().max() <= 1e-5
+            assert (masked_attention(q, k, v, mask.block_mask(S, CPU)) - dense(q, k, v, mask)).abs().max() <= 1e-5
 
 
 @pytest.mark.gpu
@@ -66,7 +70,8 @@ def test_compiled_flex_is_dense_for_one_mask_after_another():
 def test_on_a_gpu_flex_is_dense_forward_and_backward():
     mask = teacher_forcing(9, Chunks(3), Context(1, 1))
     ours, reference = ([x.cuda().requires_grad_() for x in qkv(mask, 50)] for _ in range(2))
-    out, expected = masked_attention(*ours, mask), dense(*(x.cpu() for x in reference), mask).cuda()
+    out = masked_attention(*ours, form(mask, 50, torch.device("cuda")))
+    expected = dense(*(x.cpu() for x in reference), mask).cuda()
     assert (out - expected).abs().max() <= 2e-3
     out.sum().backward()
     expected.sum().backward()

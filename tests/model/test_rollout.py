@@ -1,11 +1,14 @@
 """Rollouts: the sampler's arithmetic, the cache against full recomputation, batches against single prompts."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
-from model.causal import causal_forward, causalize
+from model.causal import causal_forward, causalize, new_cache
 from model.masks import ChunkMask, Chunks, Context
-from model.rollout import RolloutError, RolloutSettings, chunk_noise, euler_sigmas, rollout
+from model.rollout import RolloutError, RolloutSettings, chunk_noise, context_positions, euler_sigmas, rollout
 
 SEEDS = [11, 12]
 
@@ -23,29 +26,192 @@ def test_noise_depends_on_seed_and_chunk_alone():
     assert not torch.equal(noise[0], chunk_noise([11], 5, (4, 3, 2, 2))[0])
 
 
-@pytest.mark.parametrize("window", [None, 1])
-def test_rollout_is_euler_over_full_recomputation(transformer, inputs, window):
+def by_full_passes(transformer, prefix, texts, num_chunks, settings, seeds, negative=None):
+    """The same rollout without a cache: in every step the whole clip again, under the mask, for every branch.
+
+    The context is clean or noised once a chunk; only what a static mask can say (no travelling sink, no recomputation).
+    """
+    B, C, F, h, w = prefix.shape
+    chunks, clip = settings.chunks, prefix
+
+    def velocity(x, start, sigma, text, context_sigma):
+        whole, levels = torch.cat([clip, x], dim=2), torch.full((B, start + x.shape[2]), context_sigma)
+        for index, (a, b) in enumerate(chunks.runs(start)):
+            eps = chunk_noise(seeds, index, (C, b - a, h, w), "context")
+            whole[:, :, a:b] = (1 - context_sigma) * whole[:, :, a:b] + context_sigma * eps
+        levels[:, start:] = sigma
+        mask = ChunkMask(whole.shape[2], chunks, settings.context)
+        v = causal_forward(transformer, whole, levels, text, positions_F=range(whole.shape[2]), mask=mask)
+        return v[:, :, start:]
+
+    levels = settings.noise_levels()
+    for index in range(chunks.count(F), chunks.count(F) + num_chunks):
+        start, stop = chunks.run(index)
+        x = chunk_noise(seeds, index, (C, stop - start, h, w))
+        for sigma, next_sigma in pairwise(levels):
+            guided = v = velocity(x, start, sigma, texts, settings.context_sigma)
+            if settings.guidance != 1:
+                without = velocity(x, start, sigma, negative, settings.context_sigma)
+                guided = guided + (settings.guidance - 1) * (v - without)
+            if settings.history_guidance != 1:
+                without = velocity(x, start, sigma, texts, settings.history_sigma)
+                guided = guided + (settings.history_guidance - 1) * (v - without)
+            x = x + (next_sigma - sigma) * guided
+        clip = torch.cat([clip, x], dim=2)
+    return clip[:, :, F:]
+
+
+VARIANTS = {
+    "plain": {},
+    "window": {"window_chunks": 1},
+    "window and sink": {"window_chunks": 1, "sink_chunks": 1},
+    "no past at all": {"window_chunks": 0},
+    "chunks of 1": {"chunk_latents": 1},
+    "independent first chunk": {"first_chunk_latents": 1, "chunk_latents": 2},
+    "few steps": {"sigmas": (1.0, 0.5), "shift": 5.0},
+    "noise on the context": {"context_sigma": 0.2},
+    "guidance": {"guidance": 3.0},
+    "history guidance": {"history_guidance": 2.0, "window_chunks": 1},
+    "fractional history guidance": {"history_guidance": 2.0, "history_sigma": 0.5, "context_sigma": 0.1},
+    "everything": {"guidance": 2.0, "history_guidance": 1.5, "window_chunks": 2, "sink_chunks": 1, "chunk_latents": 2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_cached_rollout_is_euler_over_full_passes(transformer, inputs, variant):
     latents, _, text = inputs
     causalize(transformer)
-    settings = RolloutSettings(chunk_latents=3, num_steps=2, shift=3.0, window_chunks=window)
-    prefix = latents[:, :, :6]
-    chunks = list(rollout(transformer, prefix, text, 2, settings, SEEDS))
-    assert [chunk.shape for chunk in chunks] == [(2, 4, 3, 4, 4)] * 2
+    settings = RolloutSettings(**{"chunk_latents": 3, "num_steps": 2, **variant})
+    prefix = latents[:, :, : settings.chunks.run(1)[1]]
+    with torch.no_grad():
+        arguments = transformer, prefix, text, 2, settings, SEEDS
+        chunks = list(rollout(*arguments, negative_text_BSD=-text))
+        expected = by_full_passes(*arguments, negative=-text)
+    ours = torch.cat(chunks, dim=2)
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
-    sigmas, clip = euler_sigmas(2, 3.0), prefix
-    for index in (2, 3):  # no cache: the whole clip again in every step, past clean, under the mask
-        x = chunk_noise(SEEDS, index, (4, 3, 4, 4))
-        for step in range(2):
-            whole = torch.cat([clip, x], dim=2)
-            F = whole.shape[2]
-            levels = torch.zeros(2, F)
-            levels[:, -3:] = sigmas[step]
-            mask = ChunkMask(F, Chunks(3), Context(window))
-            with torch.no_grad():
-                v = causal_forward(transformer, whole, levels, text, positions_F=range(F), mask=mask)
-            x = x + (sigmas[step + 1] - sigmas[step]) * v[:, :, -3:]
-        clip = torch.cat([clip, x], dim=2)
-    assert torch.allclose(torch.cat(chunks, dim=2), clip[:, :, 6:], atol=1e-4)
+
+def test_few_step_schedules_are_diffusers():
+    levels = RolloutSettings(num_steps=4, sigmas=(1.0, 0.75, 0.5, 0.25), shift=5.0).noise_levels()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert torch.allclose(torch.tensor(levels), scheduler.sigmas)
+
+
+def test_renoising_steps_from_the_clean_estimate(transformer, inputs):
+    latents, _, text = inputs
+    settings = RolloutSettings(num_steps=2, sigmas=(1.0, 0.5), renoise=True)
+    (ours,) = rollout(causalize(transformer), latents[:, :, :0], text, 1, settings, SEEDS)
+    x, (_, middle, _) = chunk_noise(SEEDS, 0, (4, 3, 4, 4)), settings.noise_levels()
+
+    def clean(x, sigma):
+        levels = torch.full((2, 3), sigma)
+        return x - sigma * causal_forward(transformer, x, levels, text, positions_F=range(3))
+
+    with torch.no_grad():
+        x = (1 - middle) * clean(x, 1.0) + middle * chunk_noise(SEEDS, 0, (4, 3, 4, 4), "step", 0)
+        assert torch.allclose(ours, clean(x, middle), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_recomputed_window_forgets_what_left_it(transformer, inputs, window):
+    """Each chunk continues the window alone, as if the clip had begun there."""
+    latents, _, text = inputs
+    causalize(transformer)
+    settings = RolloutSettings(chunk_latents=1, num_steps=2, window_chunks=window, recompute_window=True)
+    rolling = RolloutSettings(chunk_latents=1, num_steps=2, window_chunks=window)
+    prefix = latents[:, :, :5]
+    arguments = transformer, prefix, text, 3
+    ours, rolled = (torch.cat(list(rollout(*arguments, s, SEEDS)), dim=2) for s in (settings, rolling))
+    assert not torch.allclose(ours, rolled, atol=1e-4)
+    unlimited, clip = RolloutSettings(chunk_latents=1, num_steps=2), prefix
+    with torch.no_grad():
+        for index in range(5, 8):
+            x = chunk_noise(SEEDS, index, (4, 1, 4, 4))
+            seen = clip[:, :, -window:]
+            for sigma, next_sigma in pairwise(unlimited.noise_levels()):
+                levels = torch.zeros(2, window + 1)
+                levels[:, -1] = sigma
+                both, places = torch.cat([seen, x], dim=2), range(index - window, index + 1)
+                mask = ChunkMask(window + 1, Chunks(1))
+                v = causal_forward(transformer, both, levels, text, positions_F=places, mask=mask)[:, :, -1:]
+                x = x + (next_sigma - sigma) * v
+            clip = torch.cat([clip, x], dim=2)
+    assert (ours - clip[:, :, 5:]).abs().max() <= 1e-5 * ours.abs().max()
+
+
+@pytest.mark.parametrize("options", [{}, {"window_chunks": 2}, {"window_chunks": 1, "sink_chunks": 1},
+                                     {"window_chunks": 1, "sink_chunks": 1, "relative_sink": True, "guidance": 2.0}],
+                         ids=["everything", "window", "sink", "travelling sink"])  # fmt: skip
+def test_at_a_new_prompt_the_context_is_recomputed_under_it(transformer, inputs, options):
+    latents, _, text = inputs
+    causalize(transformer)
+    settings = RolloutSettings(chunk_latents=3, num_steps=2, **options)
+    prefix, other = latents[:, :, :3], -text
+    arguments = settings, SEEDS
+    before = torch.cat(list(rollout(transformer, prefix, text, 2, *arguments, negative_text_BSD=other)), dim=2)
+    both = rollout(transformer, prefix, {0: text, 3: other}, 4, *arguments, negative_text_BSD=other)
+    ours = torch.cat(list(both), dim=2)
+    assert torch.equal(ours[:, :, :6], before)
+    if settings.window_chunks in (None, 2):  # all that is in view then was made from chunks in view
+        start = 0 if settings.window_chunks is None else 3
+        clip = torch.cat([prefix, before], dim=2)[:, :, start:]
+        levels, x = settings.noise_levels(), chunk_noise(SEEDS, 3, (4, 3, 4, 4))
+        with torch.no_grad():
+            for sigma, next_sigma in pairwise(levels):
+                noise_levels = torch.zeros(2, clip.shape[2] + 3)
+                noise_levels[:, -3:] = sigma
+                whole, mask = torch.cat([clip, x], dim=2), ChunkMask(clip.shape[2] + 3, Chunks(3))
+                v = causal_forward(transformer, whole, noise_levels, other, positions_F=range(start, 12), mask=mask)
+                x = x + (next_sigma - sigma) * v[:, :, -3:]
+        assert (ours[:, :, 6:9] - x).abs().max() <= 1e-5 * x.abs().max()
+    unchanged = torch.cat(list(rollout(transformer, prefix, text, 4, *arguments, negative_text_BSD=other)), dim=2)
+    assert not torch.allclose(ours[:, :, 6:], unchanged[:, :, 6:], atol=1e-3)
+
+
+def test_a_prompt_of_one_chunk_on_is_the_prompt_from_the_start(transformer, inputs):
+    latents, _, text = inputs
+    settings, prefix = RolloutSettings(num_steps=1, window_chunks=1, recompute_window=True), latents[:, :, :6]
+    causalize(transformer)
+    one, two = (
+        torch.cat(list(rollout(transformer, prefix, texts, 2, settings, SEEDS)), dim=2)
+        for texts in (text, {0: -text, 2: text})
+    )
+    assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_a_travelling_sink_stays_before_the_window():
+    settings = RolloutSettings(2, first_chunk_latents=1, window_chunks=2, sink_chunks=1, relative_sink=True)
+    assert context_positions([0, 1], settings) == [0, 1, 2]
+    assert context_positions([0, 5, 6], settings) == [8, 9, 10, 11, 12]
+    assert context_positions([0], settings) == [0]
+    still = RolloutSettings(chunk_latents=2, window_chunks=1, sink_chunks=1)
+    assert context_positions([0, 5], still) == [0, 1, 10, 11]
+
+
+@pytest.mark.parametrize("options", [{}, {"sink_chunks": 1, "relative_sink": True}], ids=["window", "sink"])
+def test_routing_to_every_chunk_is_dense(transformer, inputs, options):
+    latents, _, text = inputs
+    causalize(transformer)
+    arguments = transformer, latents[:, :, :4], text, 3
+    options = {"window_chunks": 3, **options}
+    dense, all_of_them, one = (
+        torch.cat(list(rollout(*arguments, RolloutSettings(2, num_steps=2, routed_chunks=k, **options), SEEDS)), dim=2)
+        for k in (None, 3, 1)
+    )
+    assert (all_of_them - dense).abs().max() <= 1e-5 * dense.abs().max()
+    assert (one - dense).abs().max() > 1e-3 * dense.abs().max()
+
+
+def test_a_routed_rollout_is_the_routed_mask(transformer, inputs):
+    latents, _, text = inputs
+    causalize(transformer)
+    settings = RolloutSettings(num_steps=2, routed_chunks=1, window_chunks=2)
+    arguments = transformer, latents[:, :, :6], text, 2, settings, SEEDS
+    with torch.no_grad():
+        expected = by_full_passes(*arguments)
+    assert (torch.cat(list(rollout(*arguments)), dim=2) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_a_batch_is_its_prompts_one_by_one_and_longer_begins_like_shorter(transformer, inputs):
@@ -62,16 +228,63 @@ def test_a_batch_is_its_prompts_one_by_one_and_longer_begins_like_shorter(transf
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
-def test_it_runs_past_the_rotary_table_and_without_gradients(transformer, inputs):
+@pytest.mark.parametrize("options", [{}, {"sink_chunks": 1, "relative_sink": True}], ids=["window", "sink"])
+def test_ten_thousand_latents_past_the_rotary_table_in_flat_memory(inputs, tiny_config, options):
     latents, _, text = inputs
-    causalize(transformer).train()
-    settings = RolloutSettings(chunk_latents=3, num_steps=1, window_chunks=1)
-    last = None
-    for last in rollout(transformer, latents[:1, :, :3], text[:1], 345, settings, [1]):  # 1038 latent frames
+    torch.manual_seed(0)
+    transformer = causalize(WanTransformer3DModel(**{**tiny_config, "num_layers": 1}).eval()).train()
+    settings, sizes = RolloutSettings(chunk_latents=25, num_steps=1, window_chunks=1, **options), set()
+    held = {"rope": transformer.rope}
+    for index, last in enumerate(rollout(transformer, latents[:1, :, :0], text[:1], 400, settings, [1])):
+        assert last.shape == (1, 4, 25, 4, 4)
         assert not last.requires_grad
-    assert last is not None
+        if index > 3:
+            sizes.add(transformer.blocks[0].attn1.processor.slot.k.shape)
+    assert held["rope"].positions == tuple(range(9975, 10000))
+    assert len(sizes) == 1
     assert torch.isfinite(last).all()
     assert torch.is_grad_enabled()
+
+
+def test_far_along_is_as_near_the_start(transformer, inputs):
+    """What a window sees does not depend on where it stands, even 10,000 latents on."""
+    latents, _, text = inputs
+    causalize(transformer)
+    with torch.no_grad():
+        near, far = (cached_velocity(transformer, latents, text, start) for start in (0, 10_002))
+    assert (near - far).abs().max() <= 1e-4 * near.abs().max()
+
+
+def cached_velocity(transformer, latents, text, start):
+    cache = new_cache(transformer, Context(2))
+    for at in (0, 3, 6):
+        part, places = latents[:, :, at : at + 3], range(start + at, start + at + 3)
+        v = causal_forward(transformer, part, torch.zeros(2, 3), text, positions_F=places, cache=cache)
+        cache.commit()
+    return v
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sink_chunks": 1, "relative_sink": True}, {"guidance": 2.0}, {"recompute_window": True}],
+    ids=["window", "sink", "guidance", "recomputed"],
+)
+def test_a_long_rollout_compiles_to_few_graphs(transformer, inputs, options):
+    latents, _, text = inputs
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    causalize(transformer)
+    arguments = transformer, latents[:, :, :3], text, 10, RolloutSettings(num_steps=2, window_chunks=4, **options), SEEDS
+    plain = list(rollout(*arguments, negative_text_BSD=-text))
+    torch.compiler.reset()
+    transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
+    compiled = list(rollout(*arguments, negative_text_BSD=-text))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, compiled, strict=True))
+    assert 1 <= len(graphs) <= 4
 
 
 def test_everything_can_be_generated_without_a_prefix(transformer, inputs):
@@ -87,8 +300,28 @@ def test_mistakes_are_named(transformer, inputs):
         next(rollout(transformer, latents[:, :, :4], text, 1, RolloutSettings(), SEEDS))
     with pytest.raises(ValueError, match="seeds 1"):
         next(rollout(transformer, latents[:, :, :3], text, 1, RolloutSettings(), [1]))
-    with pytest.raises(ValueError, match="num_steps"):
-        RolloutSettings(num_steps=0)
+    with pytest.raises(ValueError, match=r"begin at the chunks \[1\]; one must begin at 0"):
+        next(rollout(transformer, latents[:, :, :3], {1: text}, 1, RolloutSettings(), SEEDS))
+    with pytest.raises(ValueError, match=r"guidance=2.0 needs negative_text_BSD, of batch 2 or 1"):
+        next(rollout(transformer, latents[:, :, :3], text, 1, RolloutSettings(guidance=2.0), SEEDS))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
+        ({"shift": 0.0}, "shift must be above 0"),
+        ({"window_chunks": -1}, "window_chunks must be at least 0, not -1"),
+        ({"routed_chunks": 0}, "routed_chunks must be at least 1, not 0"),
+        ({"first_chunk_latents": 4}, r"first chunk must have 1\.\.3 frames"),
+        ({"context_sigma": 1.5}, r"context_sigma must be in 0\.\.1, not 1.5"),
+        ({"num_steps": 2, "sigmas": (0.9, 0.5)}, r"fall from 1, 0 left out, not \[0.9, 0.5\]"),
+        ({"num_steps": 3, "sigmas": (1.0, 0.5)}, "num_steps=3 numbers"),
+    ],
+)
+def test_impossible_settings_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        RolloutSettings(**setting)
 
 
 def test_a_model_that_breaks_down_is_a_user_error_naming_chunk_and_seeds(transformer, inputs):
