@@ -1,0 +1,270 @@
+"""History routing: each token and head attends to the k past chunks that match it best.
+
+Resampling Forcing's (2512.15702), in three steps. *Pool*: a past chunk is represented by the mean of its keys as
+attention uses them, rotary phases included. *Route*: a query picks the k chunks of largest dot product; nothing is
+learnt here, nothing differentiated. *Attend*: to the chunks it picked and to what it always sees (its own chunk, the
+sink), under ONE softmax over the union, so that k = all is dense attention.
+
+What is notable is how the union is attended to without a mask. The queries are sorted by the chunk they picked, each k
+times; a chunk then serves its own queries in one dense call a head, and a query's partial results are merged by their
+log-sum-exps. In the backward pass every call is given the merged output and log-sum-exp in place of its own. Its
+probabilities then are those of the one softmax (ring attention rests on the same identity), so its gradients are exact
+and just add up. One of two kernels makes the calls: `FLASH`, PyTorch's fused one for CPUs, or `PLAIN`, the same in
+matrix products for any device, which holds one call's scores at a time.
+
+Shapes: B batch, L query tokens, M key tokens, N heads, H head size, J past chunks to pick from; R = B*L*N rows of
+queries and E = R*k picks of one reach, sorted by batch item, chunk, head and token.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from model.masks import Reach, Run
+
+Part = tuple[torch.Tensor, torch.Tensor]  # output [..., H] and log-sum-exp [...] over some of the keys
+Index = tuple[slice, slice, slice]  # of a tensor [B, M, N, H]: which items, keys and heads
+
+
+class Kernel(NamedTuple):
+    """Attention of q to k, v, all [B, N, tokens, H], that tells its log-sum-exp [B, N, L].
+
+    `forward(q, k, v)` -> out, lse; `backward(grad, q, k, v, out, lse)` -> gradients of q, k, v. With the out and lse
+    of more keys than k holds, the gradients are the share of k in the whole.
+    """
+
+    forward: Callable[..., Part]
+    backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def pool(k_BMNH: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
+    """The mean key of each run [B, J, N, H], float32 at least."""
+    return torch.stack([k_BMNH[:, start:stop].mean(1, dtype=_wide(k_BMNH)) for start, stop in runs], dim=1)
+
+
+@torch.no_grad()
+def route(q_BLNH: torch.Tensor, pooled_BJNH: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Which chunks each query picks: bool [B, L, N, J], min(top_k, J) of them true; among equals the earlier chunk.
+
+    The set Omega(q_i) of 2512.15702. Its mean over tokens is how often each chunk is routed to.
+    """
+    scores = torch.einsum("blnh,bjnh->blnj", q_BLNH.to(pooled_BJNH.dtype), pooled_BJNH)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+
+
+def routed_attention(
+    q_BLNH: torch.Tensor,
+    k_BMNH: torch.Tensor,
+    v_BMNH: torch.Tensor,
+    reaches: Sequence[Reach],
+    top_k: int,
+    kernel: Kernel | None = None,
+) -> torch.Tensor:
+    """Attention [B, L, N, H] of each token to its reach's `always` runs and the `top_k` best of its `history` runs.
+
+    Reaches are in tokens: their queries index q, in order and without gaps, and their runs index k and v. In training
+    all three are the same clip; in a rollout q is one chunk, and k, v are [past | that chunk]. With no more than top_k
+    history runs this is dense attention. Differentiable in q, k, v. Raises ValueError when top_k < 1 or the reaches do
+    not fit the tensors.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1 chunk, not {top_k}")
+    stops = [reach.queries[1] for reach in reaches]
+    if [reach.queries[0] for reach in reaches] != [0, *stops[:-1]] or stops[-1:] != [q_BLNH.shape[1]]:
+        raise ValueError(
+            f"the queries of the reaches must follow each other from 0 to {q_BLNH.shape[1]}, the length of q; "
+            f"they are {[reach.queries for reach in reaches]}"
+        )
+    if (last := max(reach.keys[-1][1] for reach in reaches)) > k_BMNH.shape[1]:
+        raise ValueError(f"the reaches see keys up to {last}, but k has only {k_BMNH.shape[1]}")
+    # The fused kernel reads a head's features as one row.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BLNH, k_BMNH, v_BMNH))
+    plan = [_joined(reach, top_k) for reach in reaches]
+    runs = sorted({run for reach in plan for run in reach.history})
+    pooled = dict(zip(runs, pool(k.detach(), runs).unbind(1), strict=True)) if runs else {}
+    picks = [
+        route(q[:, slice(*reach.queries)], torch.stack([pooled[run] for run in reach.history], dim=1), top_k)
+        for reach in plan
+        if reach.history
+    ]
+    if kernel is None:
+        kernel = FLASH if q.device.type == "cpu" else PLAIN
+    out: torch.Tensor = _RoutedAttention.apply(q, k, v, plan, kernel, *picks)
+    return out
+
+
+def _joined(reach: Reach, top_k: int) -> Reach:
+    """The same, in as few `always` runs as can be; without history where there is nothing to pick."""
+    if len(reach.history) <= top_k:
+        return reach._replace(always=reach.keys, history=())
+    return reach._replace(always=reach._replace(history=()).keys)
+
+
+class _All:
+    """A branch of attention: the calls for a run that every query attends to, which is one.
+
+    `keys` of each call; `pack` gives its queries, or what else there is one of for each, as the kernel wants them;
+    `unpack` turns what the calls gave back into [B, L, N, ...], as many as each query had calls.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.keys: list[Index] = [(slice(None), slice(*run), slice(None))]
+
+    def pack(self, x_BLN: torch.Tensor) -> list[torch.Tensor]:
+        return [x_BLN.transpose(1, 2)]
+
+    def unpack(self, packed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [packed[0].transpose(1, 2)]
+
+
+class _Picked:
+    """The branch of runs that some queries attend to: a call for each batch item, run and head."""
+
+    def __init__(self, runs: Sequence[Run], picks_BLNJ: torch.Tensor) -> None:
+        B, L, N, _ = self.shape = picks_BLNJ.shape
+        # Heads innermost: their keys of one token are neighbours in memory.
+        item, _, head, token = picks_BLNJ.permute(0, 3, 2, 1).nonzero(as_tuple=True)
+        self.rows_E = (item * L + token) * N + head
+        # A stable sort by row undoes the one by run: the k picks of a row come next to each other.
+        self.places_kR = self.rows_E.argsort(stable=True).view(B * L * N, -1).T.contiguous()
+        sizes: list[int] = picks_BLNJ.sum(1).transpose(1, 2).flatten().tolist()
+        calls = [(slice(b, b + 1), slice(*run), slice(n, n + 1)) for b, run, n in product(range(B), runs, range(N))]
+        self.keys = [at for at, size in zip(calls, sizes, strict=True) if size]
+        self.sizes = [size for size in sizes if size]
+
+    def pack(self, x_BLN: torch.Tensor) -> list[torch.Tensor]:
+        return [x[None, None] for x in x_BLN.flatten(0, 2).index_select(0, self.rows_E).split(self.sizes)]
+
+    def unpack(self, packed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        x_E = torch.cat(packed, dim=2)[0, 0]
+        return [x_E.index_select(0, place).view(*self.shape[:3], *x_E.shape[1:]) for place in self.places_kR]
+
+
+def _branches(plan: list[Reach], picks: Sequence[torch.Tensor]) -> Iterator[tuple[slice, list["_All | _Picked"]]]:
+    """The queries of each reach and the branches that make up its union."""
+    rest = iter(picks)
+    for reach in plan:
+        picked = [_Picked(reach.history, next(rest))] if reach.history else []
+        yield slice(*reach.queries), [*map(_All, reach.always), *picked]
+
+
+class _RoutedAttention(torch.autograd.Function):
+    """`picks`: the routes of those reaches of the plan that have history."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        plan: list[Reach],
+        kernel: Kernel,
+        *picks: torch.Tensor,
+    ) -> torch.Tensor:
+        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=_wide(q))
+        for here, branches in _branches(plan, picks):
+            parts: list[Part] = []
+            for branch in branches:
+                calls = zip(branch.pack(q[:, here]), branch.keys, strict=True)
+                outs, lses = zip(*(kernel.forward(x, *_heads(k[at], v[at])) for x, at in calls), strict=True)
+                parts.extend(zip(branch.unpack(outs), branch.unpack(lses), strict=True))
+            out[:, here], lse[:, here] = _merge(parts)
+        ctx.save_for_backward(q, k, v, out, lse, *picks)
+        ctx.plan, ctx.kernel = plan, kernel
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse, *picks = ctx.saved_tensors
+        grad = grad.contiguous()
+        # A gradient is the sum over many calls, so it is not kept in half precision.
+        grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))
+        for here, branches in _branches(ctx.plan, picks):
+            for branch in branches:
+                calls = zip(branch.keys, *(branch.pack(x[:, here]) for x in (grad, q, out, lse)), strict=True)
+                of_queries = []
+                for at, grad_part, q_part, out_part, lse_part in calls:
+                    dq, dk, dv = ctx.kernel.backward(grad_part, q_part, *_heads(k[at], v[at]), out_part, lse_part)
+                    grad_k[at].add_(dk.transpose(1, 2))
+                    grad_v[at].add_(dv.transpose(1, 2))
+                    of_queries.append(dq)
+                for dq in branch.unpack(of_queries):
+                    grad_q[:, here].add_(dq)
+        return (grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, *(None for _ in picks))
+
+
+def _heads(*x_BMNH: torch.Tensor) -> Iterable[torch.Tensor]:
+    return (x.transpose(1, 2) for x in x_BMNH)
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _merge(parts: Iterable[Part]) -> Part:
+    """Attention over the union of disjoint sets of keys: each part weighs what its keys weigh in the one softmax."""
+    outs, lses = zip(*parts, strict=True)
+    lse = torch.stack(lses).logsumexp(0)
+    return sum(out * (part - lse).exp().unsqueeze(-1) for out, part in zip(outs, lses, strict=True)), lse
+
+
+def _plain_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:
+    scores = _scores(q, k)
+    lse = scores.logsumexp(-1)
+    return (scores - lse.unsqueeze(-1)).exp() @ v.to(lse.dtype), lse
+
+
+def _plain_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+    probabilities = (_scores(q, k) - lse.unsqueeze(-1)).exp()
+    grad_scores = probabilities * (grad @ v.mT - (grad * out).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return grad_scores @ k, grad_scores.mT @ q, probabilities.mT @ grad
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return q.to(_wide(q)) @ k.to(_wide(k)).mT * q.shape[-1] ** -0.5
+
+
+def _flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:
+    pieces = _pieces(q, k)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_in_pieces(pieces, [q], [k, v]))
+    return (out, lse) if pieces == 1 else _merge(zip(out.split(1, 1), lse.split(1, 1), strict=True))
+
+
+def _flash_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    pieces = _pieces(q, k)
+    grad, q, out, lse, k, v = _in_pieces(pieces, [grad, q, out, lse], [k, v])
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, False
+    )
+    if pieces == 1:
+        return dq, dk, dv
+    return dq.sum(1, keepdim=True), dk.flatten(1, 2).unsqueeze(1), dv.flatten(1, 2).unsqueeze(1)
+
+
+def _pieces(q: torch.Tensor, k: torch.Tensor) -> int:
+    """In how many equal pieces to cut the keys of a lone head: whole, it keeps one core busy (all of its backward)."""
+    return math.gcd(k.shape[2], torch.get_num_threads()) if q.shape[1] == 1 else 1
+
+
+def _in_pieces(pieces: int, of_queries: list[torch.Tensor], of_keys: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A lone head's pieces stand side by side as heads would, each with all the queries; more heads stay as is."""
+    if of_keys[0].shape[1] > 1:
+        return of_queries + of_keys
+    # Keys are read many times over: a copy that lies together takes a fifth off the whole call.
+    keys = [x.contiguous().view(x.shape[0], pieces, -1, x.shape[-1]) for x in of_keys]
+    return [x.expand(-1, pieces, *x.shape[2:]) for x in of_queries] + keys
+
+
+FLASH = Kernel(_flash_forward, _flash_backward)
+PLAIN = Kernel(_plain_forward, _plain_backward)
