@@ -282,7 +282,8 @@ def rollout(
         missing = num_chunks - 1
     try:
         with progress_bar(missing, "rollout", "chunk") as bar:
-            made = generator.generate(prefix[None], [prompt], num_chunks, [seed], bar.update)
+            made = generator.generate(prefix[None], [prompt], num_chunks, [seed])
+            bar.update(missing)
     except RolloutError as error:
         raise CommandError(f"{model}: the model broke down: {error}") from error
     frames = made.frames[0]

@@ -5,8 +5,9 @@ Videos are decoded one at a time, so that the same latents give the same frames 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from flows.stage import pick_device
 from model.causal import causalize
 from model.pipeline import decode_latents, encode_prompts, load_pipeline, read_record
 from model.rollout import RolloutSettings, rollout
+from model.streaming import StreamingDecoder
 
 
 def sampler_settings(params: Params) -> dict[str, Any]:
     """Everything in params that decides a rollout from given latents and a prompt; part of a rollout's id."""
-    return {**params.sampler.model_dump(), **params.clip.model_dump(), "text_length": params.text.max_length}
+    sections = (params.context, params.sampler, params.clip)
+    return {k: v for section in sections for k, v in section.model_dump().items()} | {
+        "text_length": params.text.max_length
+    }
 
 
 @dataclass(frozen=True)
@@ -42,32 +47,52 @@ class Generator:
         self.device = pick_device(params.resources.device)
         self.pipe = load_pipeline(folder, device=self.device)
         causalize(self.pipe.transformer)
+        if params.resources.compile:
+            self.pipe.transformer.compile_repeated_blocks()
+        sampler = params.sampler.model_dump(exclude={"negative_prompt", "sigmas"})
+        sigmas = params.sampler.sigmas
         self.settings = RolloutSettings(
             chunk_latents=params.clip.chunk_latents,
-            num_steps=params.sampler.num_steps,
-            shift=params.sampler.shift,
-            window_chunks=params.sampler.window_chunks,
+            sigmas=None if sigmas is None else tuple(sigmas),
+            **sampler,
+            **params.context.model_dump(),
         )
         self.text_length = params.text.max_length
+        self.negative = self._embed([params.sampler.negative_prompt])
 
-    @torch.no_grad()
+    def _embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        return encode_prompts(self.pipe, prompts, self.text_length)
+
     def generate(
-        self,
-        prefix_BCFHW: np.ndarray,
-        prompts: Sequence[str],
-        num_chunks: int,
-        seeds: Sequence[int],
-        progress: Callable[[int], Any] | None = None,
+        self, prefix_BCFHW: np.ndarray, prompts: Sequence[str], num_chunks: int, seeds: Sequence[int]
     ) -> Generated:
-        """Continue each prefix until it is `num_chunks` chunks long; `progress` is called with 1 for every chunk."""
-        text = encode_prompts(self.pipe, prompts, self.text_length)
+        """Continue each prefix until it is `num_chunks` chunks long."""
         prefix = torch.from_numpy(prefix_BCFHW.astype(np.float32)).to(self.device)
-        chunks = [prefix]
         missing = num_chunks - prefix.shape[2] // self.settings.chunk_latents
-        for chunk in rollout(self.pipe.transformer, prefix, text, missing, self.settings, list(seeds)):
-            chunks.append(chunk)
-            if progress:
-                progress(1)
-        latents = torch.cat(chunks, 2).half()
+        chunks = self._roll_out(prefix, {0: prompts}, missing, seeds)
+        latents = torch.cat([prefix, *chunks], 2).half()
         frames = [decode_latents(self.pipe.vae, item[None].float())[0] for item in latents]
         return Generated(latents.cpu().numpy(), frames)
+
+    def stream(
+        self, prefix_CFHW: np.ndarray, prompts: Mapping[int, str], num_chunks: int, seed: int
+    ) -> Iterator[np.ndarray]:
+        """Yield the frames [T,H,W,3] of a prefix (none if F is 0), then of `num_chunks` generated chunks as they come.
+
+        `prompts`: what to show from a chunk on, counted from the prefix's start; one must begin at 0.
+        """
+        prefix = torch.from_numpy(prefix_CFHW.astype(np.float32)).to(self.device)[None]
+        decoder = StreamingDecoder(self.pipe.vae)
+        chunks = self._roll_out(prefix, {chunk: [text] for chunk, text in prompts.items()}, num_chunks, [seed])
+        for latents in chain([prefix] if prefix.shape[2] else [], chunks):
+            # as `generate` keeps them, so that both show the same frames
+            yield decoder.decode(latents.half().float())[0]
+
+    def _roll_out(
+        self, prefix_BCFHW: torch.Tensor, prompts: Mapping[int, Sequence[str]], num_chunks: int, seeds: Sequence[int]
+    ) -> Iterator[torch.Tensor]:
+        text = {chunk: self._embed(batch) for chunk, batch in prompts.items()}
+        return rollout(
+            self.pipe.transformer, prefix_BCFHW, text, num_chunks, self.settings, list(seeds),
+            negative_text_BSD=self.negative,
+        )  # fmt: skip

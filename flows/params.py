@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.tokens import AliasToken, AnchorToken
 
 PARAMS_FILE = Path("params.yaml")
@@ -100,12 +102,35 @@ class Base(Section):
     revision: Text
 
 
+class Context(Section):
+    """How much of its past a chunk sees, in training and in sampling alike."""
+
+    window_chunks: Number | None
+    sink_chunks: Number
+    routed_chunks: Count | None
+
+
 class Sampler(Section):
     """How the causal model generates a chunk."""
 
     num_steps: Count
+    sigmas: list[Share] | None
     shift: Positive
-    window_chunks: Count
+    renoise: bool
+    guidance: Annotated[float, Field(allow_inf_nan=False)]
+    negative_prompt: str
+    history_guidance: Annotated[float, Field(allow_inf_nan=False)]
+    history_sigma: Share
+    context_sigma: Share
+    relative_sink: bool
+    recompute_window: bool
+
+    @field_validator("sigmas")
+    @classmethod
+    def _falls(cls, sigmas: list[float] | None) -> list[float] | None:
+        if sigmas is not None and (sigmas[:1] != [1] or any(a <= b for a, b in pairwise((*sigmas, 0)))):
+            raise ValueError("expected noise levels that fall from 1.0, 0 left out")
+        return sigmas
 
 
 class Train(Section):
@@ -162,6 +187,7 @@ class Resources(Section):
     rollout_batch: Count
     checkpoint_every: Count
     device: Device
+    compile: bool
 
 
 class Params(Section):
@@ -174,6 +200,7 @@ class Params(Section):
     toy: Toy
     seed: Seed
     base: Base
+    context: Context
     sampler: Sampler
     train: Train
     corrective: Corrective
@@ -199,6 +226,16 @@ class Params(Section):
             prev = self.rounds[name].prev
             if prev != f"r{k - 1}":
                 raise ValueError(f"rounds.{name}.prev: found {prev!r}; expected 'r{k - 1}', the round before it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Params:
+        """A step for each of the noise levels."""
+        levels = self.sampler.sigmas
+        if levels is not None and len(levels) != self.sampler.num_steps:
+            raise ValueError(
+                f"sampler.num_steps: found {self.sampler.num_steps}; expected {len(levels)}, as many as sampler.sigmas"
+            )
         return self
 
     @model_validator(mode="after")
@@ -274,6 +311,8 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
     _parse(before, path)
     yaml = YAML()
     yaml.width = 120
+    yaml.preserve_quotes = True
+    yaml.Representer = _Nulls
     document = yaml.load(before)
     rounds = document.get("rounds")
     last = next((one for one in rounds.values() if isinstance(one, dict)), None) if isinstance(rounds, dict) else None
@@ -307,6 +346,13 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
     finally:
         draft.unlink(missing_ok=True)
     return names
+
+
+class _Nulls(RoundTripRepresenter):
+    """Writes null as `null`, where ruamel would leave nothing."""
+
+
+_Nulls.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def main(params: Params, round: str) -> None:
     loader = PlanLoader(paths.STORE, paths.plan(round))
     settings = TrainSettings(
         num_steps=steps, seed=derive_seed("train", params.random_seed, round), chunk_latents=params.clip.chunk_latents,
-        window_chunks=params.sampler.window_chunks, shift=knobs.shift, density=knobs.timestep,
+        **params.context.model_dump(), shift=knobs.shift, density=knobs.timestep,
         learning_rate=knobs.lr, warmup_steps=knobs.warmup, weight_decay=knobs.weight_decay, grad_clip=knobs.clip,
         ema_decay=knobs.ema, text_dropout=knobs.text_dropout, device=pick_device(params.resources.device),
         checkpoint_every=params.resources.checkpoint_every, log_every=knobs.log_every,

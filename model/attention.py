@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from model.cache import KVLayer, TextKV
 from model.masks import ChunkMask, Reach, Run, Spans
 from model.rope import rotate
+from model.routing import routed_attention
 
 
 class CausalSelfAttention:
@@ -54,7 +55,6 @@ class CausalSelfAttention:
         if self.slot is not None:
             k, v = self.slot.update(k, v)
         if self.routing is not None:
-            from model.routing import routed_attention
             out = routed_attention(q, k, v, *self.routing)
         elif self.mask is not None:
             out = masked_attention(q, k, v, self.mask)

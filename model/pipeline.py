@@ -25,6 +25,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
+from model.streaming import StreamingDecoder, latent_statistics
+
 RECORD = "bagger.json"
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 SUFFIXES = frozenset((".json", ".model", ".safetensors", ".txt"))  # of a component's files; all others are left alone
@@ -94,11 +96,6 @@ def num_latents(vae: AutoencoderKLWan, num_frames: int) -> int:
     return 1 + (num_frames - 1) // ratio
 
 
-def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
-    return mean.to(like), std.to(like)
-
-
 @torch.no_grad()
 def encode_frames(vae: AutoencoderKLWan, frames_BTHWC: np.ndarray) -> torch.Tensor:
     """Frames uint8 [B,T,H,W,3] to latents [B,C,F,h,w], the posterior's mode, normalised as WanPipeline does."""
@@ -110,18 +107,13 @@ def encode_frames(vae: AutoencoderKLWan, frames_BTHWC: np.ndarray) -> torch.Tens
     extra = -(pixels.shape[2] - 1) % 4
     pixels = torch.cat([pixels, pixels[:, :, -1:].expand(-1, -1, extra, -1, -1)], 2)
     latents = vae.encode(pixels.to(weight.dtype) / 127.5 - 1.0).latent_dist.mode()[:, :, :wanted]
-    mean, std = _statistics(vae, latents)
+    mean, std = latent_statistics(vae, latents)
     return (latents - mean) / std
 
 
-@torch.no_grad()
 def decode_latents(vae: AutoencoderKLWan, latents_BCFHW: torch.Tensor) -> np.ndarray:
-    """Latents [B,C,F,h,w] to frames uint8 [B,T,H,W,3]."""
-    latents = latents_BCFHW.to(next(vae.parameters()))
-    mean, std = _statistics(vae, latents)
-    pixels = vae.decode(latents * std + mean).sample
-    pixels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
+    """Latents [B,C,F,h,w] of whole clips to frames uint8 [B,T,H,W,3]."""
+    return StreamingDecoder(vae).decode(latents_BCFHW)
 
 
 @torch.no_grad()

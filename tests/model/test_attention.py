@@ -11,7 +11,6 @@ from model import attention
 from model.attention import form, masked_attention
 from model.masks import ChunkMask, Chunks, Context, teacher_forcing
 
-
 CPU = torch.device("cpu")
 
 

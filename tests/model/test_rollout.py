@@ -214,17 +214,21 @@ def test_a_routed_rollout_is_the_routed_mask(transformer, inputs):
     assert (torch.cat(list(rollout(*arguments)), dim=2) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_a_batch_is_its_prompts_one_by_one_and_longer_begins_like_shorter(transformer, inputs):
+@pytest.mark.parametrize("variant", ["window", "everything"])
+def test_a_batch_is_its_prompts_one_by_one_and_longer_begins_like_shorter(transformer, inputs, variant):
     latents, _, text = inputs
     causalize(transformer)
-    settings, prefix = RolloutSettings(num_steps=3, window_chunks=2), latents[:, :, :3]
-    together = torch.cat(list(rollout(transformer, prefix, text, 3, settings, SEEDS)), dim=2)
-    for b in range(2):
-        one = slice(b, b + 1)
-        alone = torch.cat(list(rollout(transformer, prefix[one], text[one], 3, settings, SEEDS[one])), dim=2)
-        assert torch.allclose(together[one], alone, atol=1e-5)
-    shorter = torch.cat(list(rollout(transformer, prefix, text, 1, settings, SEEDS)), dim=2)
-    assert torch.equal(together[:, :, :3], shorter)
+    settings = RolloutSettings(**{"num_steps": 2, "renoise": True, **VARIANTS[variant]})
+    prefix = latents[:, :, : settings.chunk_latents]
+
+    def run(rows, num_chunks):
+        arguments = transformer, prefix[rows], {0: text[rows], 2: -text[rows]}, num_chunks, settings, SEEDS[rows]
+        return torch.cat(list(rollout(*arguments, negative_text_BSD=-text[:1])), dim=2)
+
+    together = run(slice(0, 2), 3)
+    for rows in (slice(0, 1), slice(1, 2)):
+        assert (run(rows, 3) - together[rows]).abs().max() <= 1e-5 * together.abs().max()
+    assert torch.equal(together[:, :, : settings.chunk_latents], run(slice(0, 2), 1))
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
@@ -278,7 +282,8 @@ def test_a_long_rollout_compiles_to_few_graphs(transformer, inputs, options):
         return graph.forward
 
     causalize(transformer)
-    arguments = transformer, latents[:, :, :3], text, 10, RolloutSettings(num_steps=2, window_chunks=4, **options), SEEDS
+    settings = RolloutSettings(num_steps=2, window_chunks=4, **options)
+    arguments = transformer, latents[:, :, :3], text, 10, settings, SEEDS
     plain = list(rollout(*arguments, negative_text_BSD=-text))
     torch.compiler.reset()
     transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
