@@ -23,9 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks import measure, models
+from benchmarks.training import Step
 from model.causal import causalize
-from model.objectives import diffusion_forcing
-from model.rng import torch_generator
 from model.rollout import RolloutSettings, rollout
 
 KINDS = {  # the first kind with a part of the operator's name wins
@@ -117,17 +116,7 @@ def work(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Callable[[],
     prefix = models.latents(size, args.clips, args.chunk_latents * (args.window_chunks + 1), device, dtype)
     endless = rollout(transformer, prefix, text_BSD, 10**9, settings, list(range(args.clips)))
 
-    trained = causalize(models.build(size, device, dtype)).train()
-    clips = models.latents(size, args.clips, args.chunk_latents * args.train_chunks, device, dtype)
-    eps = torch.randn(clips.shape, generator=torch_generator("benchmark", "eps")).to(device, dtype)
-    sigmas_BK = torch.rand(args.clips, args.train_chunks, generator=torch_generator("benchmark", "sigmas")).to(device)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-6)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        diffusion_forcing(trained, clips, text_BSD, eps, sigmas_BK).mean().backward()
-        optimizer.step()
-
+    step = Step("ours", argparse.Namespace(**vars(args) | {"chunks": args.train_chunks, "checkpointing": False}))
     return {"rollout chunk": partial(next, endless), "training step": step}
 
 

@@ -15,6 +15,7 @@ What had to be done so that they take the same weights, noise and schedule, with
 Shapes: B batch, F latent frames, C channels, h w latent size, S text tokens, D text width.
 """
 
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -133,6 +134,11 @@ def anyflow_transformer(transformer: WanTransformer3DModel) -> AnyFlowFARTransfo
     return place(peer, transformer.device, transformer.dtype)
 
 
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention.flex_attention)
+
+
 class AnyFlow:
     """The FAR pipeline: a cache, refilled from the whole prefix after every chunk.
 
@@ -141,7 +147,7 @@ class AnyFlow:
 
     def __init__(self, transformer: AnyFlowFARTransformer3DModel, num_steps: int, shift: float, compiled: bool):
         self.num_steps = num_steps
-        self.attention = torch.compile(flex_attention.flex_attention) if compiled else flex_attention.flex_attention
+        self.attention = _compiled_flex() if compiled else flex_attention.flex_attention
         self.pipeline = AnyFlowFARPipeline(None, None, transformer, None, FlowMapEulerDiscreteScheduler(shift=shift))
         self.pipeline.set_progress_bar_config(disable=True)
 

@@ -4,8 +4,8 @@
     python -m benchmarks.training --size tiny --clips 8
     python -m benchmarks.training --size wan1.3b --device cuda --dtype bfloat16 --checkpointing
 
-One step: forward, diffusion-forcing loss (a noise level per chunk), backward, AdamW. The variants have the same weights
-and are fed the same clips, noise and levels:
+One step: forward, diffusion-forcing loss (a noise level per chunk), backward, AdamW; weights are float32, and another
+--dtype is autocast to. The variants have the same weights and are fed the same clips, noise and levels:
 - ours: `objectives.diffusion_forcing` on the causalised transformer, masked by chunks;
 - SkyReels-V2: the same function with a timestep per token inside and a dense mask; its loss and gradient are compared;
 - stock Wan with a timestep per token: no mask, so it learns another (bidirectional) function.
@@ -40,13 +40,13 @@ class Step:
     """A transformer, a batch and an optimiser: calling it makes one training step."""
 
     def __init__(self, variant: str, args: argparse.Namespace):
-        size, self.device, dtype = measure.setting(args)
-        transformer = models.build(size, self.device, dtype)
+        size, self.device, self.dtype = measure.setting(args)
+        transformer = models.build(size, self.device, torch.float32)
         F = args.chunks * args.chunk_latents
-        self.clean = models.latents(size, args.clips, F, self.device, dtype)
-        self.text = models.text(size, args.clips, self.device, dtype)
+        self.clean = models.latents(size, args.clips, F, self.device, torch.float32)
+        self.text = models.text(size, args.clips, self.device, torch.float32)
         generator = torch_generator("benchmark", "training")
-        self.eps = torch.randn(self.clean.shape, generator=generator).to(self.device, dtype)
+        self.eps = torch.randn(self.clean.shape, generator=generator).to(self.device)
         # SkyReels embeds whole timesteps
         sigmas_BK = torch.randint(1, 1000, (args.clips, args.chunks), generator=generator) / 1000
         self.sigmas_BK = sigmas_BK.to(self.device)
@@ -57,17 +57,22 @@ class Step:
         if args.checkpointing:
             transformer.enable_gradient_checkpointing()
         self.transformer = transformer.train()
-        self.loss_of: Callable[[], torch.Tensor] = getattr(self, f"_{variant}")
+        self._loss_of: Callable[[], torch.Tensor] = getattr(self, f"_{variant}")
         self.tokens_per_frame = size.tokens_per_frame
         self.optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-6)
 
     def __call__(self) -> torch.Tensor:
         """The loss, [clips]."""
         self.optimizer.zero_grad(set_to_none=False)
-        loss_B = self.loss_of()
+        loss_B = self.loss()
         loss_B.mean().backward()
         self.optimizer.step()
         return loss_B.detach()
+
+    def loss(self) -> torch.Tensor:
+        """The loss, [clips], under autocast as `model.training` has it."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self._loss_of()
 
     def settle(self) -> None:
         """Make gradients and optimiser state, as if a step had been made, but compute nothing."""
@@ -95,14 +100,14 @@ class Step:
 
     def _diffusion_forcing(self, velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
         sigmas_BF = self.sigmas_BK.repeat_interleave(self.clean.shape[2] // self.sigmas_BK.shape[1], dim=1)
-        noisy = noise(self.clean, self.eps, sigmas_BF).to(self.clean.dtype)
+        noisy = noise(self.clean, self.eps, sigmas_BF)
         v = velocity(noisy, (1000 * sigmas_BF).round().long())
         return (v.float() - (self.eps - self.clean)).square().mean(dim=(1, 2, 3, 4))
 
 
 def gradient(step: Step) -> torch.Tensor:
     """Loss and all gradients of a step, flat."""
-    loss_B = step.loss_of()
+    loss_B = step.loss()
     step.transformer.zero_grad()
     loss_B.mean().backward()
     parts = {name: x.grad for name, x in step.transformer.named_parameters() if x.grad is not None}
@@ -142,7 +147,7 @@ def main() -> None:
     parser = measure.parser(__doc__, "mid")
     parser.add_argument("--clips", type=int, default=1, help="batch size")
     parser.add_argument("--chunks", type=int, default=7)
-    parser.add_argument("--chunk-latents", type=int, help="latents per chunk; 1 for mid, otherwise 3")
+    parser.add_argument("--chunk-latents", type=int, help="2 for mid, otherwise 3")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in every variant")
     args = parser.parse_args()

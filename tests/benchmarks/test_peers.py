@@ -10,7 +10,7 @@ from benchmarks.rollout import noise, ours, whole_prefix
 from model.causal import causalize
 from model.rollout import RolloutSettings
 
-CHUNKS, CHUNK, STEPS = 3, 8, 2  # 8 latents of 16 tokens: 128, so AnyFlowFAR does not pad
+CLIPS, CHUNKS, CHUNK, STEPS = 2, 3, 8, 2  # 8 latents of 16 tokens: 128, so AnyFlowFAR does not pad
 CPU = torch.device("cpu")
 SIZE = models.SIZES["tiny"]
 
@@ -22,7 +22,7 @@ def transformer():
 
 @pytest.fixture
 def text():
-    return models.text(SIZE, 1, CPU, torch.float32)
+    return models.text(SIZE, CLIPS, CPU, torch.float32)
 
 
 def rollout_of(transformer, text):
@@ -33,27 +33,27 @@ def rollout_of(transformer, text):
 def test_whole_prefix(transformer, text):
     expected = rollout_of(transformer, text)
     settings = RolloutSettings(CHUNK, num_steps=STEPS, shift=3.0)
-    actual = whole_prefix(transformer, noise(SIZE, CHUNKS, CHUNK, CPU), text, settings)
+    actual = whole_prefix(transformer, noise(SIZE, CHUNKS, CHUNK, CLIPS, CPU), text, settings)
     assert measure.difference(expected, actual) <= 1e-5
 
 
 def test_skyreels_chunk_by_chunk(transformer, text):
     sky = peers.SkyReels(peers.skyreels_transformer(transformer, CHUNK), STEPS, 3.0)
-    given = noise(SIZE, CHUNKS, CHUNK, CPU)
+    given = noise(SIZE, CHUNKS, CHUNK, CLIPS, CPU)
     actual = sky.chunk_by_chunk(given, text, CHUNK)
-    assert torch.equal(given, noise(SIZE, CHUNKS, CHUNK, CPU))  # the pipeline wrote into a copy
+    assert torch.equal(given, noise(SIZE, CHUNKS, CHUNK, CLIPS, CPU))  # the pipeline wrote into a copy
     assert measure.difference(rollout_of(transformer, text), actual) <= 1e-5
 
 
 def test_skyreels_windows_have_the_length_asked_for(transformer, text):
     sky = peers.SkyReels(peers.skyreels_transformer(transformer, CHUNK), STEPS, 3.0)
-    assert sky.windows((1, 8, 24, 8, 8), text, 10, 2).shape == (1, 8, 24, 8, 8)
+    assert sky.windows((CLIPS, 8, 24, 8, 8), text, 10, 2).shape == (CLIPS, 8, 24, 8, 8)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_anyflow_chunk_by_chunk(transformer, text):
     far = peers.AnyFlow(peers.anyflow_transformer(transformer), STEPS, 3.0, compiled=False)
-    given = noise(SIZE, CHUNKS, CHUNK, CPU)
+    given = noise(SIZE, CHUNKS, CHUNK, CLIPS, CPU)
     expected = rollout_of(transformer, text)
     assert measure.difference(expected, far.chunk_by_chunk(given, text, CHUNK)) <= 1e-5
     # one full chunk beside the one being made: the third sees the first compressed
