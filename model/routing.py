@@ -6,8 +6,8 @@ learnt here, nothing differentiated. *Attend*: to the chunks it picked and to wh
 sink), under ONE softmax over the union, so that k = all is dense attention.
 
 What is notable is how the union is attended to without a mask. The queries are sorted by the chunk they picked, each k
-times; a chunk then serves its own queries in one dense call a head, and a query's partial results are merged by their
-log-sum-exps. In the backward pass every call is given the merged output and log-sum-exp in place of its own. Its
+times; a chunk and head then serve their own queries in dense attention, and a query's partial results are merged by
+their log-sum-exps. In the backward pass every call is given the merged output and log-sum-exp in place of its own. Its
 probabilities then are those of the one softmax (ring attention rests on the same identity), so its gradients are exact
 and just add up. One of two kernels makes the calls: `FLASH`, PyTorch's fused one for CPUs, or `PLAIN`, the same in
 matrix products for any device, which holds one call's scores at a time.
@@ -16,9 +16,8 @@ Shapes: B batch, L query tokens, M key tokens, N heads, H head size, J past chun
 queries and E = R*k picks of one reach, sorted by batch item, chunk, head and token.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +26,9 @@ from torch.autograd.function import once_differentiable
 from model.masks import Reach, Run
 
 Part = tuple[torch.Tensor, torch.Tensor]  # output [..., H] and log-sum-exp [...] over some of the keys
-Index = tuple[slice, slice, slice]  # of a tensor [B, M, N, H]: which items, keys and heads
+Place = tuple[slice, slice, slice]  # of a tensor [B, M, N, H]: which items, keys and heads
+
+GROUP = 8  # attentions in one call: enough to keep some cores busy, few enough for their keys to stay in cache
 
 
 class Kernel(NamedTuple):
@@ -106,43 +107,78 @@ def _joined(reach: Reach, top_k: int) -> Reach:
 
 
 class _All:
-    """A branch of attention: the calls for a run that every query attends to, which is one.
+    """A branch of attention, to a run that every query attends to, in one call.
 
-    `keys` of each call; `pack` gives its queries, or what else there is one of for each, as the kernel wants them;
-    `unpack` turns what the calls gave back into [B, L, N, ...], as many as each query had calls.
+    `places` of each call's keys; `keys` puts keys and values from there side by side; `pack` gives each call's queries,
+    or whatever there is one of for each query; `unpack` turns what the calls gave back into [B, L, N, ...], as many as
+    each query was in calls.
     """
 
     def __init__(self, run: Run) -> None:
-        self.keys: list[Index] = [(slice(None), slice(*run), slice(None))]
+        self.places: list[list[Place]] = [[(slice(None), slice(*run), slice(None))]]
 
-    def pack(self, x_BLN: torch.Tensor) -> list[torch.Tensor]:
+    def keys(self, places: list[Place], k: torch.Tensor, v: torch.Tensor) -> Sequence[torch.Tensor]:
+        return [x[places[0]].transpose(1, 2) for x in (k, v)]
+
+    def pack(self, x_BLN: torch.Tensor) -> Sequence[torch.Tensor]:
         return [x_BLN.transpose(1, 2)]
 
-    def unpack(self, packed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def unpack(self, packed: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return [packed[0].transpose(1, 2)]
 
 
 class _Picked:
-    """The branch of runs that some queries attend to: a call for each batch item, run and head."""
+    """The branch of the runs that were picked: each batch item, run and head is an attention with queries of its own.
+
+    Called one by one, they would wait for threads more than work. So GROUP of them make a call, neighbours in their
+    number of queries, as all get rows of zeros up to the largest; runs of another length are called apart.
+    """
 
     def __init__(self, runs: Sequence[Run], picks_BLNJ: torch.Tensor) -> None:
         B, L, N, _ = self.shape = picks_BLNJ.shape
-        # Heads innermost: their keys of one token are neighbours in memory.
-        item, _, head, token = picks_BLNJ.permute(0, 3, 2, 1).nonzero(as_tuple=True)
-        self.rows_E = (item * L + token) * N + head
-        # A stable sort by row undoes the one by run: the k picks of a row come next to each other.
-        self.places_kR = self.rows_E.argsort(stable=True).view(B * L * N, -1).T.contiguous()
+        places = [(slice(b, b + 1), slice(*run), slice(n, n + 1)) for b, run, n in product(range(B), runs, range(N))]
+        lengths = [keys.stop - keys.start for _, keys, _ in places]
         sizes: list[int] = picks_BLNJ.sum(1).transpose(1, 2).flatten().tolist()
-        calls = [(slice(b, b + 1), slice(*run), slice(n, n + 1)) for b, run, n in product(range(B), runs, range(N))]
-        self.keys = [at for at, size in zip(calls, sizes, strict=True) if size]
-        self.sizes = [size for size in sizes if size]
+        groups: list[list[int]] = []
+        for i in sorted((i for i, size in enumerate(sizes) if size), key=lambda i: (lengths[i], sizes[i])):
+            if not groups or len(groups[-1]) == GROUP or lengths[groups[-1][0]] != lengths[i]:
+                groups.append([])
+            groups[-1].append(i)
+        self.places = [[places[i] for i in group] for group in groups]
+        self.padded = [(len(group), 1, sizes[group[-1]]) for group in groups]
 
-    def pack(self, x_BLN: torch.Tensor) -> list[torch.Tensor]:
-        return [x[None, None] for x in x_BLN.flatten(0, 2).index_select(0, self.rows_E).split(self.sizes)]
+        shifts, packed = [-start for start in accumulate([0, *sizes[:-1]])], 0
+        for group, (_, _, size) in zip(groups, self.padded, strict=True):
+            for i in group:
+                shifts[i] += packed
+                packed += size
+        item, _, head, token = picks_BLNJ.permute(0, 3, 2, 1).nonzero(as_tuple=True)
+        rows_E = (item * L + token) * N + head
+        shifts_E = rows_E.new_tensor(shifts).repeat_interleave(rows_E.new_tensor(sizes), output_size=len(rows_E))
+        packed_E = torch.arange(len(rows_E), device=rows_E.device) + shifts_E
+        # Row R is of zeros: gradients of zero make what stands in for queries add nothing to those of keys.
+        self.rows = rows_E.new_full((packed,), B * L * N).index_copy_(0, packed_E, rows_E)
+        # Sorted by row, the k picks of each are neighbours.
+        self.packed_kR = packed_E[rows_E.argsort(stable=True)].view(B * L * N, -1).T.contiguous()
+        self.buffer: torch.Tensor | None = None
 
-    def unpack(self, packed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        x_E = torch.cat(packed, dim=2)[0, 0]
-        return [x_E.index_select(0, place).view(*self.shape[:3], *x_E.shape[1:]) for place in self.places_kR]
+    def keys(self, places: list[Place], k: torch.Tensor, v: torch.Tensor) -> Sequence[torch.Tensor]:
+        # Copied together they are read faster; into memory in use, as fresh pages would cost as much as is gained.
+        heads = [x[place].transpose(1, 2) for x in (k, v) for place in places]
+        size = len(heads) * heads[0].numel()
+        if self.buffer is None or self.buffer.numel() < size:
+            self.buffer = k.new_empty(size)
+        return torch.cat(heads, out=self.buffer[:size].view(len(heads), *heads[0].shape[1:])).chunk(2)
+
+    def pack(self, x_BLN: torch.Tensor) -> Sequence[torch.Tensor]:
+        x_R = x_BLN.flatten(0, 2)
+        x = torch.cat([x_R, x_R.new_zeros(1, *x_R.shape[1:])]).index_select(0, self.rows)
+        parts = x.split([heads * size for heads, _, size in self.padded])
+        return [part.view(*padded, *x.shape[1:]) for part, padded in zip(parts, self.padded, strict=True)]
+
+    def unpack(self, packed: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        x = torch.cat([part.flatten(0, 2) for part in packed])
+        return [x.index_select(0, at_R).view(*self.shape[:3], *x.shape[1:]) for at_R in self.packed_kR]
 
 
 def _branches(plan: list[Reach], picks: Sequence[torch.Tensor]) -> Iterator[tuple[slice, list["_All | _Picked"]]]:
@@ -170,8 +206,8 @@ class _RoutedAttention(torch.autograd.Function):
         for here, branches in _branches(plan, picks):
             parts: list[Part] = []
             for branch in branches:
-                calls = zip(branch.pack(q[:, here]), branch.keys, strict=True)
-                outs, lses = zip(*(kernel.forward(x, *_heads(k[at], v[at])) for x, at in calls), strict=True)
+                calls = zip(branch.pack(q[:, here]), branch.places, strict=True)
+                outs, lses = zip(*(kernel.forward(x, *branch.keys(places, k, v)) for x, places in calls), strict=True)
                 parts.extend(zip(branch.unpack(outs), branch.unpack(lses), strict=True))
             out[:, here], lse[:, here] = _merge(parts)
         ctx.save_for_backward(q, k, v, out, lse, *picks)
@@ -187,20 +223,18 @@ class _RoutedAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=lse.dtype) for x in (q, k, v))
         for here, branches in _branches(ctx.plan, picks):
             for branch in branches:
-                calls = zip(branch.keys, *(branch.pack(x[:, here]) for x in (grad, q, out, lse)), strict=True)
+                calls = zip(branch.places, *(branch.pack(x[:, here]) for x in (grad, q, out, lse)), strict=True)
                 of_queries = []
-                for at, grad_part, q_part, out_part, lse_part in calls:
-                    dq, dk, dv = ctx.kernel.backward(grad_part, q_part, *_heads(k[at], v[at]), out_part, lse_part)
-                    grad_k[at].add_(dk.transpose(1, 2))
-                    grad_v[at].add_(dv.transpose(1, 2))
+                for places, grad_part, q_part, out_part, lse_part in calls:
+                    keys = branch.keys(places, k, v)
+                    dq, dk, dv = ctx.kernel.backward(grad_part, q_part, *keys, out_part, lse_part)
                     of_queries.append(dq)
+                    for total, part in ((grad_k, dk), (grad_v, dv)):
+                        for place, of_place in zip(places, part.chunk(len(places)), strict=True):
+                            total[place].add_(of_place.transpose(1, 2))
                 for dq in branch.unpack(of_queries):
                     grad_q[:, here].add_(dq)
         return (grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, *(None for _ in picks))
-
-
-def _heads(*x_BMNH: torch.Tensor) -> Iterable[torch.Tensor]:
-    return (x.transpose(1, 2) for x in x_BMNH)
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:
@@ -234,36 +268,16 @@ def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def _flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:
-    pieces = _pieces(q, k)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*_in_pieces(pieces, [q], [k, v]))
-    return (out, lse) if pieces == 1 else _merge(zip(out.split(1, 1), lse.split(1, 1), strict=True))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out, lse
 
 
 def _flash_backward(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    pieces = _pieces(q, k)
-    grad, q, out, lse, k, v = _in_pieces(pieces, [grad, q, out, lse], [k, v])
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, lse, 0.0, False
-    )
-    if pieces == 1:
-        return dq, dk, dv
-    return dq.sum(1, keepdim=True), dk.flatten(1, 2).unsqueeze(1), dv.flatten(1, 2).unsqueeze(1)
-
-
-def _pieces(q: torch.Tensor, k: torch.Tensor) -> int:
-    """In how many equal pieces to cut the keys of a lone head: whole, it keeps one core busy (all of its backward)."""
-    return math.gcd(k.shape[2], torch.get_num_threads()) if q.shape[1] == 1 else 1
-
-
-def _in_pieces(pieces: int, of_queries: list[torch.Tensor], of_keys: list[torch.Tensor]) -> list[torch.Tensor]:
-    """A lone head's pieces stand side by side as heads would, each with all the queries; more heads stay as is."""
-    if of_keys[0].shape[1] > 1:
-        return of_queries + of_keys
-    # Keys are read many times over: a copy that lies together takes a fifth off the whole call.
-    keys = [x.contiguous().view(x.shape[0], pieces, -1, x.shape[-1]) for x in of_keys]
-    return [x.expand(-1, pieces, *x.shape[2:]) for x in of_queries] + keys
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grad_q, grad_k, grad_v = backward(grad, q, k, v, out, lse, dropout_p=0.0, is_causal=False)
+    return grad_q, grad_k, grad_v
 
 
 FLASH = Kernel(_flash_forward, _flash_backward)
