@@ -193,7 +193,8 @@ class KVCache:
         for pair in self._storage:
             targets = tuple(torch.empty_like(x) if self._lent else x for x in pair)
             for target, source in zip(targets, pair, strict=True):
-                target[:, :sink] = source[:, :sink]
+                if self._lent:
+                    target[:, :sink] = source[:, :sink]
                 for start in range(sink + step, end, step):  # in steps that do not overlap with where they go
                     stop = min(start + step, end)
                     target[:, start - step : stop - step] = source[:, start:stop]
