@@ -4,6 +4,8 @@ Frames are uint8 RGB arrays [T, H, W, 3] (T pixel frames, H height, W width) eve
 
 - One ffmpeg process a clip, single-threaded: for a 32x32 clip the cost is the process spawn. No ffprobe is needed, the
   binary that imageio-ffmpeg carries has none.
+- A video can be written while its frames are made: memory stays flat, and the file appears when it is finished. Ctrl-C
+  does not reach ffmpeg, and where this process is killed ffmpeg still finishes the hidden draft beside it.
 - Encoding is bit-reproducible on one ffmpeg binary; another version may write other bytes for the same frames, which is
   why tables keep a digest of the frames next to the digest of the file.
 - Decoding treats every file as hostile: local files only, containers by whitelist (a text file or a playlist renamed to
@@ -12,12 +14,14 @@ Frames are uint8 RGB arrays [T, H, W, 3] (T pixel frames, H height, W width) eve
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -72,42 +76,177 @@ def ffmpeg() -> str:
 
 
 def encode_video(frames: np.ndarray, fps: float, crf: int = 12) -> bytes:
-    """mp4 (H.264, faststart, BT.709 limited range) of frames [T, H, W, 3]; the same bytes for the same input.
+    """mp4 of frames [T, H, W, 3] as VideoWriter makes it; the same bytes for the same input.
+
+    Raises VideoError for another dtype, shape or rate.
+    """
+    with tempfile.TemporaryDirectory(prefix="bagger-video-") as folder:
+        target = Path(folder, "clip.mp4")
+        with VideoWriter(target, fps=fps, crf=crf) as writer:
+            writer.write(frames)
+        return target.read_bytes()
+
+
+class VideoWriter:
+    """Writes an mp4 (H.264, faststart, BT.709 limited range) piece by piece, while its frames are made.
+
+        with VideoWriter("out.mp4", fps=8) as writer:
+            for frames in pieces:
+                writer.write(frames)
+
+    The file appears at `path` when the block ends or `finish` is called, whole, in place of one that was there. A block
+    left by an exception leaves nothing, unless `finish` was called before: so `except KeyboardInterrupt` within the
+    block decides whether the frames so far become a video. Memory does not grow with the number of frames.
 
     Even sizes are yuv420p, which every player shows. Where a side is odd the chroma cannot be halved, and padding or
     cropping would change the clip: those are yuv444p, which browsers may refuse and everything else plays.
-    Raises VideoError for another dtype, shape or rate.
+
+    `num_frames` counts what was written. Every method raises VideoError with what ffmpeg said when it has failed.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T >= 1, saw {frames.dtype} {list(frames.shape)}")
-    if not 0 < fps <= 1000:
-        raise VideoError(f"fps must be in (0, 1000], saw {fps!r}")
-    height, width = frames.shape[1:3]
+
+    def __init__(self, path: Path | str, *, fps: float, crf: int = 12):
+        """Raises VideoError for a rate outside (0, 1000], or a path that cannot be a file."""
+        if not 0 < fps <= 1000:
+            raise VideoError(f"fps must be in (0, 1000], saw {fps!r}")
+        self.path = Path(path).absolute()
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise VideoError(f"{path}: {'is a folder' if self.path.is_dir() else f'no folder {self.path.parent}'}")
+        self.num_frames = 0
+        self._fps, self._crf = fps, crf
+        # What a killed process leaves; with its number, so that two that write to one path do not mix their frames.
+        self._draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.mp4")
+        self._size: tuple[int, int] | None = None
+        self._encoder: _Encoder | None = None
+        self._finished = False
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self._encoder is not None:
+                self._encoder.close()
+            if not self._finished:
+                self._draft.unlink(missing_ok=True)
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames, uint8 [T, H, W, 3] with T >= 1, all of the size of the first.
+
+        Returns while they are being encoded; waits for the piece before. What was written once this has returned will
+        be in the file. Raises VideoError for another dtype, shape or size, and after `finish`.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+            raise VideoError(f"frames must be uint8 [T, H, W, 3] with T >= 1, saw {frames.dtype} {list(frames.shape)}")
+        if self._finished:
+            raise VideoError(f"{self.path}: is finished and takes no more frames")
+        height, width = frames.shape[1:3]
+        if self._encoder is None:
+            self._encoder = _Encoder(_encoding(self._draft, width, height, self._fps, self._crf), str(self.path))
+            self._size = (width, height)
+        if self._size != (width, height):
+            raise VideoError(f"{self.path}: frames are {self._size} (width, height), saw {(width, height)}")
+        self._encoder.take(frames)
+        self.num_frames += len(frames)
+
+    def finish(self) -> None:
+        """Make the frames so far the file at `path`. Raises VideoError, and leaves no file, where there are none."""
+        if self._finished:
+            return
+        if self._encoder is None:
+            raise VideoError(f"{self.path}: no frames to make a video of")
+        self._encoder.finish()
+        try:
+            self._draft.replace(self.path)
+        except OSError as error:
+            raise VideoError(f"{self.path}: cannot be written: {error.strerror}") from error
+        self._finished = True
+
+
+class _Encoder:
+    """An ffmpeg process and the thread that feeds it.
+
+    A session of its own keeps Ctrl-C from ffmpeg. The thread keeps it from the pipe: KeyboardInterrupt is raised in the
+    main thread only, so a piece that was handed over reaches ffmpeg whole.
+    """
+
+    def __init__(self, command: Any, name: str):
+        self._name = name
+        self._said = tempfile.TemporaryFile(prefix="bagger-video-")  # a pipe that nobody reads could fill up
+        # No -xerror: ffmpeg is to finish the file also where a killed process leaves it with a part of a frame.
+        self._process = subprocess.Popen(
+            _arguments(command, "error"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._thread = ThreadPoolExecutor(1, "video-writer")
+        self._sent: Future[None] = Future()
+        self._sent.set_result(None)
+
+    def take(self, frames: np.ndarray) -> None:
+        """Hand frames over, once those before are with ffmpeg."""
+        if self._sent.exception() is not None:
+            self.finish()
+        self._sent = self._thread.submit(self._send, frames.tobytes())
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        left = memoryview(data)
+        while left:
+            left = left[self._process.stdin.write(left) :]
+
+    def finish(self) -> None:
+        """Wait until ffmpeg has written everything. Raises VideoError unless it has."""
+        self._end()
+        self._said.seek(0)
+        _raise_errors(self._said.read(), self._process.returncode, self._name)
+        if self._sent.exception() is not None:
+            raise VideoError(f"{self._name}: ffmpeg ended before the frames did")
+
+    def close(self) -> None:
+        """Stop ffmpeg where it has not finished, and let go of everything."""
+        self._process.kill()
+        self._end()
+        self._thread.shutdown()
+        self._said.close()
+
+    def _end(self) -> None:
+        # In its turn, after every piece: also after one whose handing over was interrupted.
+        assert self._process.stdin is not None
+        self._thread.submit(self._process.stdin.close).result()
+        self._process.wait()
+
+
+def _encoding(target: Path, width: int, height: int, fps: float, crf: int) -> Any:
+    """The command that makes an mp4 of raw frames."""
     pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
     rate = str(Fraction(fps).limit_denominator(1001))
-    with tempfile.TemporaryDirectory(prefix="bagger-video-") as folder:
-        # A pipe cannot be rewound, and faststart moves the index to the front at the end.
-        target = Path(folder, "clip.mp4")
-        command = ffmpeg_commands.input(
-            "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=rate
-        ).output(
-            str(target),
-            vf=f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER},format={pixels}",
-            vcodec="libx264",
-            preset="veryfast",
-            crf=crf,
-            threads=1,
-            movflags="+faststart",
-            map_metadata=-1,
-            fflags="+bitexact",
-            **{"flags:v": "+bitexact"},
-            colorspace="bt709",
-            color_primaries="bt709",
-            color_trc="bt709",
-            color_range="tv",
-        )
-        _ffmpeg(command, f"new clip of {len(frames)} frames {width}x{height}", stdin=frames.tobytes())
-        return target.read_bytes()
+    frames = ffmpeg_commands.input(
+        "pipe:0", format="rawvideo", pix_fmt="rgb24", video_size=(width, height), framerate=rate
+    )
+    # Not to a pipe: faststart moves the index to the front at the end.
+    return frames.output(
+        f"file:{target}",
+        format="mp4",
+        vf=f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER},format={pixels}",
+        vcodec="libx264",
+        preset="veryfast",
+        crf=crf,
+        threads=1,
+        movflags="+faststart",
+        map_metadata=-1,
+        fflags="+bitexact",
+        **{"flags:v": "+bitexact"},
+        colorspace="bt709",
+        color_primaries="bt709",
+        color_trc="bt709",
+        color_range="tv",
+    ).overwrite_output()
 
 
 def decode_video(
@@ -198,22 +337,31 @@ def _input(url: str, protocol: str) -> Any:
 def _ffmpeg(command: Any, name: str, *, stdin: bytes | None = None, level: str = "error") -> bytes:
     """Run a command; its stdout, or with level 'info' what it logged. Anything logged as an error raises VideoError."""
     stopper: tuple[str, ...] = () if stdin is not None else ("-nostdin",)
-    flags = ("-hide_banner", "-loglevel", f"level+{level}", "-xerror", "-filter_threads", "1", *stopper)
     done = subprocess.run(
-        command.global_args(*flags).compile(cmd=ffmpeg()),
+        _arguments(command, level, "-xerror", *stopper),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
         check=False,
     )
-    lines = done.stderr.decode(errors="replace").splitlines()
-    errors = [line for line in lines if re.match(r"(\[[^\]]+ @ \w+\] )*\[(error|fatal|panic)\]", line)]
-    if done.returncode or errors:
-        said = re.sub(r"\[[^\]]*(?: @ 0x[0-9a-f]+|error|fatal|panic)\] *", "", (errors or lines or ["nothing"])[0])
-        raise VideoError(f"{name}: ffmpeg says: {said.strip()[:300]} (exit status {done.returncode})")
+    _raise_errors(done.stderr, done.returncode, name)
     if level == "error":
         return done.stdout
     return re.sub(rb"^\[info\] |(?<=\n)\[info\] ", b"", done.stderr)
+
+
+def _arguments(command: Any, level: str, *flags: str) -> list[str]:
+    flags = ("-hide_banner", "-loglevel", f"level+{level}", "-filter_threads", "1", *flags)
+    return list(command.global_args(*flags).compile(cmd=ffmpeg()))
+
+
+def _raise_errors(said: bytes, status: int, name: str) -> None:
+    """VideoError with ffmpeg's own words where it logged an error or ended with another status than 0."""
+    lines = said.decode(errors="replace").splitlines()
+    errors = [line for line in lines if re.match(r"(\[[^\]]+ @ \w+\] )*\[(error|fatal|panic)\]", line)]
+    if status or errors:
+        words = re.sub(r"\[[^\]]*(?: @ 0x[0-9a-f]+|error|fatal|panic)\] *", "", (errors or lines or ["nothing"])[0])
+        raise VideoError(f"{name}: ffmpeg says: {words.strip()[:300]} (exit status {status})")
 
 
 def _name(source: Source) -> str:

@@ -1,7 +1,11 @@
 import io
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from store import video
-from store.video import VideoError, contact_sheet, decode_video, encode_video, ffmpeg, grid_video, probe
+from store.video import VideoError, VideoWriter, contact_sheet, decode_video, encode_video, ffmpeg, grid_video, probe
 
 
 def smooth_clip(num_frames: int = 21, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -247,6 +251,209 @@ def test_a_clip_too_long_for_memory_is_refused(monkeypatch):
 def test_wrong_frames_are_refused(frames, fps, said):
     with pytest.raises(VideoError, match=said):
         encode_video(frames, fps)
+
+
+# ---------------------------------------------------------------- written while it is made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def children() -> set[int]:
+    """Processes that this one started and has not collected."""
+    return {int(n) for task in Path("/proc/self/task").glob("*/children") for n in task.read_text().split()}
+
+
+def write_pieces(path: Path, pieces: Iterable[np.ndarray], error: type[BaseException] | None = None) -> None:
+    with VideoWriter(path, fps=8, crf=1) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        if error is not None:
+            raise error
+
+
+def boxes(data: bytes) -> list[str]:
+    """Kinds of an mp4's outermost boxes, in order."""
+    kinds, position = [], 0
+    while position < len(data):
+        kinds.append(data[position + 4 : position + 8].decode())
+        position += int.from_bytes(data[position : position + 4])
+    return kinds
+
+
+@pytest.mark.parametrize("shape", [(21, 32, 32), (21, 31, 32), (5, 2, 2), (40, 90, 120)])
+def test_a_video_in_pieces_is_the_video_at_once(tmp_path, shape):
+    frames, path = smooth_clip(*shape), tmp_path / "clip.mp4"
+    with VideoWriter(path, fps=8, crf=16) as writer:
+        for piece in np.split(frames, [1, 3, 4]):
+            writer.write(piece)
+            assert not path.exists()
+    assert writer.num_frames == len(frames)
+    assert names(tmp_path) == ["clip.mp4"]
+    assert path.read_bytes() == encode_video(frames, 8, 16)
+    kinds = boxes(path.read_bytes())
+    assert kinds.index("moov") < kinds.index("mdat")
+
+
+def test_what_was_given_may_be_changed_afterwards(tmp_path):
+    frames = smooth_clip(64, 64, 64)
+    with VideoWriter(tmp_path / "a.mp4", fps=8) as writer:
+        buffer = frames[:32].copy()
+        for part in (frames[:32], frames[32:]):
+            buffer[:] = part
+            writer.write(buffer)
+            buffer[:] = 0
+    assert (tmp_path / "a.mp4").read_bytes() == encode_video(frames, 8)
+
+
+def test_what_was_interrupted_is_kept_if_asked(tmp_path):
+    frames = smooth_clip()
+    with VideoWriter(tmp_path / "a.mp4", fps=8) as writer:
+        try:
+            writer.write(frames[:9])
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            writer.finish()
+        assert (tmp_path / "a.mp4").read_bytes() == encode_video(frames[:9], 8)
+        writer.finish()  # twice is once
+        with pytest.raises(VideoError, match=r"a\.mp4: is finished"):
+            writer.write(frames)
+    assert names(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_exception_leaves_what_was_there(tmp_path, error, there):
+    before = children()
+    if there:
+        (tmp_path / "a.mp4").write_text("older")
+    with pytest.raises(error):
+        write_pieces(tmp_path / "a.mp4", [smooth_clip(9, 64, 64)] * 9, error)
+    assert names(tmp_path) == (["a.mp4"] if there else [])
+    assert not there or (tmp_path / "a.mp4").read_text() == "older"
+    assert children() <= before
+
+
+def test_no_frames_make_no_video(tmp_path):
+    with pytest.raises(VideoError, match=r"a\.mp4: no frames"):
+        write_pieces(tmp_path / "a.mp4", [])
+    assert names(tmp_path) == []
+
+
+def test_a_frame_of_another_size_is_refused(tmp_path):
+    with pytest.raises(VideoError, match=r"a\.mp4: frames are \(32, 16\) \(width, height\), saw \(16, 32\)"):
+        write_pieces(tmp_path / "a.mp4", [smooth_clip(2, 16, 32), smooth_clip(2, 32, 16)])
+    assert names(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_a_file_is_refused_at_once(tmp_path):
+    with pytest.raises(VideoError, match="is a folder"):
+        VideoWriter(tmp_path, fps=8)
+    with pytest.raises(VideoError, match="no folder .*gone"):
+        VideoWriter(tmp_path / "gone" / "a.mp4", fps=8)
+
+
+@pytest.mark.parametrize("name", ["-y.mp4", "a:b.mp4", "%03d.mp4", "猫 'quoted'.mkv", "a\nb", ".hidden.mp4"])
+def test_awkward_names_are_written_to(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    frames = smooth_clip(3)
+    with VideoWriter(name, fps=8) as writer:
+        writer.write(frames)
+    assert names(tmp_path) == [name]
+    assert Path(name).read_bytes() == encode_video(frames, 8)
+
+
+def noise(num_frames: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num_frames, 128, 128, 3), np.uint8)
+
+
+BROKEN = {  # what goes before ffmpeg, and what is said of it
+    "full": ("ulimit -f 64; trap '' XFSZ", "File too large"),
+    "killed": ("(sleep 0.3; kill -9 $$) &", r"nothing \(exit status -9\)"),
+    "wordy": ("head -c 300000 /dev/zero >&2; echo >&2; echo '[error] no such mood' >&2; exit 3", "no such mood"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_ffmpeg_says_is_raised_and_nothing_is_left(tmp_path, monkeypatch, kind):
+    """An ffmpeg whose disk is full, that dies, or that says more than a pipe holds, as do the pieces it is given."""
+    before, binary = children(), ffmpeg()
+    start, said = BROKEN[kind]
+    script = tmp_path / "bin" / "ffmpeg"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/bash\n{start}\nexec {shlex.quote(binary)} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(VideoError, match=rf"a\.mp4: ffmpeg says: .*{said}"):
+        write_pieces(tmp_path / "out" / "a.mp4", (noise(8, seed) for seed in range(99)))
+    assert names(tmp_path / "out") == []
+    assert children() <= before
+
+
+ROLLOUT = """
+import sys, time
+import numpy as np
+from store.video import VideoWriter
+keep = sys.argv[2] == "keep"
+with VideoWriter(sys.argv[1], fps=8) as writer:
+    try:
+        for piece in range(10**6):
+            writer.write(np.full((3, 48, 64, 3), piece % 256, np.uint8))
+            if piece == 9:
+                print("thirty frames", flush=True)
+            if piece >= 9:
+                time.sleep(0.01)
+    except KeyboardInterrupt:
+        if keep:
+            writer.finish()
+            print(writer.num_frames, flush=True)
+        raise
+"""
+
+
+def start_rollout(path: Path, keep: str) -> subprocess.Popen:
+    """A process group of its own, as a shell gives every command, once it has written thirty frames."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ROLLOUT, str(path), keep], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "thirty frames\n"
+    return process
+
+
+@pytest.mark.parametrize("keep", ["keep", "drop"])
+def test_ctrl_c_reaches_us_but_not_ffmpeg(tmp_path, keep):
+    process = start_rollout(tmp_path / "a.mp4", keep)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in err
+    if keep == "drop":
+        assert names(tmp_path) == []
+        return
+    assert names(tmp_path) == ["a.mp4"]
+    frames = decode_video(tmp_path / "a.mp4")
+    assert len(frames) >= int(out) >= 30
+    assert np.abs(frames[:, 0, 0, 0].astype(int) - np.arange(len(frames)) // 3).max() <= 2
+
+
+def test_a_killed_process_leaves_a_playable_draft(tmp_path):
+    process = start_rollout(tmp_path / "a.mp4", "keep")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    (draft,) = tmp_path.iterdir()
+    assert draft.name == f".a.mp4.{process.pid}.mp4"
+    for _ in range(200):  # ffmpeg needs a moment after the end of its input
+        try:
+            frames = decode_video(draft)
+            break
+        except VideoError:
+            time.sleep(0.05)
+    assert len(frames) >= 27  # the last piece may not have left the process
+    assert probe(draft).fps == 8
 
 
 def test_contact_sheet_shows_first_to_last_frame_of_every_clip():
