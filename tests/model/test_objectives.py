@@ -55,6 +55,24 @@ def test_diffusion_forcing_is_its_equation(case):
     assert torch.allclose(diffusion_forcing(model, clean, text, eps, sigmas, context=Context(1)), expected)
 
 
+def test_sink_window_and_routing_are_learned_with(case):
+    model, clean, text, eps, sigmas = case
+
+    def learn(context):
+        model.zero_grad()
+        loss = diffusion_forcing(model, clean, text, eps, sigmas, context=context).sum()
+        loss.backward()
+        return loss.detach(), model.blocks[0].attn1.to_k.weight.grad.clone()
+
+    dense, everything = learn(Context()), learn(Context(routed_chunks=2))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(dense, everything, strict=True))
+    for context in (Context(1), Context(0, 1), Context(routed_chunks=1)):
+        other = learn(context)
+        assert torch.isfinite(other[1]).all()
+        assert not torch.allclose(other[1], dense[1], rtol=1e-3)
+    assert torch.allclose(learn(Context(1, 1))[0], dense[0])  # of three chunks, sink and window are all
+
+
 def test_prefix_noise_and_targets_are_not_learned(case):
     model, clean, text, eps, sigmas = case
     prefix = torch.tensor([2, 0])
