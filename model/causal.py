@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import CausalCrossAttention, CausalSelfAttention, form
 from model.cache import KVCache
-from model.masks import ChunkMask, Context
+from model.masks import ChunkMask, Context, Reach
 from model.rope import FrameRope, advance
 
 TIMESTEPS = 1000  # Wan's timestep of sigma 1
@@ -109,15 +109,11 @@ def causal_forward(
     rope.positions = tuple(int(p) for p in positions_F)
     _, p_h, p_w = transformer.config.patch_size
     S = (h // p_h) * (w // p_w)
-    routing = None
     if cache is not None:
         heads, size = transformer.config.num_attention_heads, transformer.config.attention_head_dim
         texts = cache.read(text_BSD)
         slots = cache.open(F, S, latents_BCFHW.new_empty(B, heads, size))
-        k = cache.context.routed_chunks
-        routing = ([cache.reach()], k) if k is not None and mask is None else None
-    if mask is not None and mask.context.routed_chunks is not None:
-        routing = (mask.reaches(S), mask.context.routed_chunks)
+    routing = _routing(mask, cache, S)
     formed = None if mask is None else form(mask, S, latents_BCFHW.device)
     for index, block in enumerate(transformer.blocks):
         processor = block.attn1.processor
@@ -130,6 +126,16 @@ def causal_forward(
     timesteps = (sigmas_BF * TIMESTEPS).reshape(B * F)
     out = transformer(folded, timesteps, text_BSD, return_dict=False)[0]
     return out.reshape(B, F, -1, h, w).transpose(1, 2)
+
+
+def _routing(mask: ChunkMask | None, cache: KVCache | None, tokens_per_frame: int) -> tuple[list[Reach], int] | None:
+    """Reaches and k of history routing, None where there is nothing to pick: dense attention then is the same."""
+    context = mask.context if mask is not None else cache.context if cache is not None else Context()
+    k = context.routed_chunks
+    if k is None:
+        return None
+    reaches = mask.reaches(tokens_per_frame) if mask is not None else [cache.reach()] if cache is not None else []
+    return (reaches, k) if any(len(reach.history) > k for reach in reaches) else None
 
 
 def _checkpoint(block: Any, *args: Any) -> Any:
