@@ -10,7 +10,6 @@ Notable:
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from store.errors import printable
 COLUMNS = ("clip_id", "round", "drift", "reversal_class", "prompt")
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
 SIGPIPE_STATUS = 128 + 13
+INTERRUPTED_STATUS = 128 + 2
 # Click's UsageError: newer Typers carry a Click of their own, older ones import the package; this finds either.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -223,76 +223,70 @@ def export(
 Examples:
   bagger rollout --model models/r3 --prompt "an orange square shrinks over a cloudy olive background" \\
                  --seconds 12 --out red.mp4
-  bagger rollout --model models/r0 --start seed-0123456789abcdef --seconds 12 --out r0.mp4
-  bagger rollout --model models/r3 --start seed-0123456789abcdef --seconds 12 --out r3.mp4"""
+  bagger rollout --model models/r3 --start seed-0123456789abcdef --seconds 12 --out r3.mp4
+  bagger rollout --model models/r3 --extend boat.mov --prompt "a boat leaves" --seconds 5 --out longer.mp4
+  bagger rollout --model models/r3 --prompts story.txt --seconds 90 --out story.mp4
+
+\b
+story.txt, one prompt a line, each from a time on, in seconds or m:ss:
+  # what happens
+  0       a red circle moves left over a grey background
+  4.5     a red circle grows over a grey background
+  1:04.5  a red circle fades over a grey background"""
 )
 def rollout(
     model: Annotated[Path, typer.Option(metavar="DIR", help="A model of this project, as models/r1.")],
-    seconds: Annotated[float, typer.Option(metavar="N", help="Length, rounded up to whole chunks.")],
+    seconds: Annotated[
+        float,
+        typer.Option(metavar="N", help="Length, rounded up to whole chunks; with --extend: of what is added."),
+    ],
     out: Out,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What to show; --start has one of its own.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to show when, a line `TIME PROMPT` each (see below); changes at the nearest chunk.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Another number, another video.")] = 0,
     start: Annotated[
         str | None, typer.Option(metavar="CLIP_ID", help="Continue the true first chunk of this seed clip.")
+    ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO", help="Continue this video file, scaled, cropped and resampled as seed clips."),
     ] = None,
     force: Force = False,
     store: Store = paths.STORE,
 ) -> None:
     """Let a model generate a video.
 
-    Chunk by chunk, as in a round: sampler, chunk, size and rate are those of params.yaml. Without --start everything is
-    generated from noise; with it the first chunk is the seed clip's own and counts as part of the length.
+    Chunk by chunk, as in a round: sampler, chunk, size and rate are those of params.yaml. Without --start or --extend
+    everything is generated from noise. With --start the first chunk is the seed clip's own and counts as part of the
+    length; with --extend the file holds the given video and then what is added, and times of --prompts count from where
+    that begins.
+
+    The file grows as frames come. Ctrl-C ends it there: what was generated so far is a whole video, status 130.
     """
+    from flows import video
     from flows.params import load_params
 
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise CommandError(f"--seconds: found {seconds:g}; expected more than 0")
-    if prompt is None and start is None:
-        raise CommandError("nothing to show: give --prompt TEXT, or --start CLIP_ID, whose prompt is then taken")
-    if prompt is not None and not prompt.strip():
-        raise CommandError("--prompt is empty")
+    request = video.Request(model, out, seconds, seed, prompt, prompts, start, extend, store)
     check_out(out, force)
-    params = load_params()
-    clip = seed_clip(store, start) if start is not None else None
-    prompt = prompt if prompt is not None else str(clip and clip["prompt"])
-
-    import numpy as np
-
-    from flows.generator import Generator
-    from flows.progress import progress_bar
-    from model.rollout import RolloutError
-    from store.latents import unpack_latents
-    from store.video import encode_video
-
-    generator = Generator(model, params)
-    vae = generator.pipe.vae
-    size = params.clip.chunk_latents
-    num_chunks = chunks_for(seconds, params.video.fps, size, int(vae.config.scale_factor_temporal))
-    if clip is None:
-        scale = int(vae.config.scale_factor_spatial)
-        shape = (int(vae.config.z_dim), 0, params.video.height // scale, params.video.width // scale)
-        prefix, missing = np.zeros(shape, np.float32), num_chunks
-    else:
-        if clip["vae_digest"] != generator.vae_digest:
-            raise CommandError(f"{start} was encoded by another VAE than that of {model}; choose a model of this store")
-        prefix = unpack_latents(clip["latents"], clip["latents_shape"])[:, :size]
-        num_chunks = max(num_chunks, 2)  # the first is real: there is to be something generated
-        missing = num_chunks - 1
-    try:
-        with progress_bar(missing, "rollout", "chunk") as bar:
-            made = generator.generate(prefix[None], [prompt], num_chunks, [seed])
-            bar.update(missing)
-    except RolloutError as error:
-        raise CommandError(f"{model}: the model broke down: {error}") from error
-    frames = made.frames[0]
-    write(out, encode_video(frames, params.video.fps, params.video.crf))
-    origin = f"after the first chunk of {start}" if start else "from noise"
-    print(
-        f"{out}: {len(frames)} frames, {len(frames) / params.video.fps:.3g} s, by {generator.digest} ({model}) "
-        f"{origin}, seed {seed}, {prompt!r}"
-    )
+    with video.CtrlC() as ctrl_c:
+        try:
+            made = video.make(request, load_params(), ctrl_c)
+        except KeyboardInterrupt:
+            say(f"{out}: stopped before the first frame; nothing was written")
+            raise typer.Exit(INTERRUPTED_STATUS) from None
+        print(made.line)
+    if isinstance(made.stopped, KeyboardInterrupt):
+        raise typer.Exit(INTERRUPTED_STATUS)
+    if made.stopped is not None:
+        raise made.stopped
 
 
 @app.command(
@@ -318,13 +312,6 @@ def rounds(count: Annotated[int, typer.Argument(metavar="N", help="How many roun
 # ---------------------------------------------------------------- what the commands share
 
 
-def chunks_for(seconds: float, fps: float, chunk_latents: int, frames_per_latent: int) -> int:
-    """Chunks that play at least so long, one or more; num_frames = 1 + frames_per_latent * (num_latents - 1)."""
-    num_frames = max(1, math.ceil(round(seconds * fps, 6)))  # 0.7 s at 10 fps is 7 frames, whatever floats say
-    num_latents = 1 + math.ceil((num_frames - 1) / frames_per_latent)
-    return math.ceil(num_latents / chunk_latents)
-
-
 def video_row(store: Path, video_id: str) -> dict[str, Any]:
     """The sealed row of a seed clip, corrective clip or rollout, with its video but without latents.
 
@@ -346,20 +333,14 @@ def video_row(store: Path, video_id: str) -> dict[str, Any]:
     raise CommandError(f"{video_id} is a {known['type']}, which has no video; `bagger lineage {video_id}` tells more")
 
 
-def seed_clip(store: Path, clip_id: str) -> dict[str, Any]:
-    """Prompt and latents of a seed clip. Raises StoreError with the nearest id if there is none."""
-    from store.table import read_table
-
-    columns = ["clip_id", "prompt", "latents", "latents_shape", "vae_digest"]
-    return dict(read_table(store, "seed", columns, ids=[clip_id]).to_pylist()[0])
-
-
 def check_out(out: Path, force: bool) -> None:
     """Refuses an output file that cannot be written, before any work is done for it."""
     if not out.parent.is_dir():
         raise CommandError(f"--out {out}: there is no folder {out.parent}; make it with `mkdir -p {out.parent}`")
     if out.is_dir():
         raise CommandError(f"--out {out}: is a folder; name a file in it")
+    if out.suffix.lower() != ".mp4":
+        raise CommandError(f"--out {out}: found the ending {out.suffix!r}; expected .mp4, which is what is written")
     if out.exists() and not force:
         raise CommandError(f"--out {out}: is there already; --force replaces it")
 

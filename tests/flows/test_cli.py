@@ -1,5 +1,6 @@
 """`bagger` as people use it: what it prints where, how it ends, what it leaves behind."""
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import lance
 import numpy as np
 import pytest
 
-from flows.cli import chunks_for, main
+from flows.cli import main
 from store.latents import pack_latents
 from store.schema import CATALOG, SCHEMA_VERSION, VERSION_KEY
 from store.table import read_table
@@ -364,24 +365,6 @@ def test_rounds_rewrites_params(bagger, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- rollout
 
 
-@pytest.mark.parametrize(
-    ("seconds", "fps", "chunk", "ratio", "expected"),
-    [
-        (0.001, 8, 3, 1, 1),
-        (0.375, 8, 3, 1, 1),  # 3 frames
-        (0.376, 8, 3, 1, 2),
-        (3, 8, 3, 1, 8),
-        (0.7, 10, 7, 1, 1),  # 0.7 * 10 is a little more than 7 in floats
-        (81 / 16, 16, 3, 4, 7),  # Wan: 81 frames are 21 latents
-        (82 / 16, 16, 3, 4, 8),
-        (9 / 16, 16, 3, 4, 1),  # 9 frames are 3 latents
-        (10 / 16, 16, 3, 4, 2),
-    ],
-)
-def test_seconds_are_rounded_up_to_whole_chunks(seconds, fps, chunk, ratio, expected):
-    assert chunks_for(seconds, fps, chunk, ratio) == expected
-
-
 @pytest.fixture
 def project(tiny_base, tmp_path, monkeypatch):
     """A project's root with params.yaml (chunks of 3 latents, 8 frames a second) and a model."""
@@ -441,8 +424,13 @@ def test_rollout_continues_a_seed_clip(bagger, project, tiny_base, rows):
         (["--prompt", "a disc", "--seconds", "0"], "--seconds: found 0; expected more than 0"),
         (["--prompt", "a disc", "--seconds", "inf"], "--seconds: found inf"),
         (["--prompt", " ", "--seconds", "1"], "--prompt is empty"),
-        (["--seconds", "1"], "give --prompt TEXT, or --start CLIP_ID"),
+        (["--seconds", "1"], "give --prompt TEXT or --prompts FILE, or --start CLIP_ID"),
+        (["--seconds", "1", "--extend", "b.mp4"], "give --prompt TEXT or --prompts FILE"),
+        (["--prompt", "a disc", "--prompts", "a.txt", "--seconds", "1"], "--prompt and --prompts exclude each other"),
+        (["--prompts", "a.txt", "--seconds", "1"], "a.txt: cannot be read: No such file"),
+        (["--prompt", "a disc", "--seconds", "1", "--extend", "b.mp4"], "b.mp4: no such file"),
         (["--prompt", "a disc", "--seconds", "1", "--out", "no/a.mp4"], "there is no folder no"),
+        (["--prompt", "a disc", "--seconds", "1", "--out", "a.gif"], "found the ending '.gif'; expected .mp4"),
         (["--prompt", "a disc", "--seconds", "1", "--start", "seed-0"], "no table 'seed' in data/store"),
         (["--prompt", "a disc", "--seconds", "1", "--model", "models/r7"], "models/r7: no bagger.json"),
     ],
@@ -453,6 +441,32 @@ def test_rollout_refuses_before_it_generates(bagger, project, options, said):
     assert told.err.startswith("error: ")
     assert said in told.err
     assert not Path("a.mp4").exists()
+
+
+def test_rollout_that_ends_early_says_what_is_kept_and_why(bagger, project, tiny_base, monkeypatch):
+    from flows.generator import Generator
+    from model.rollout import RolloutError
+
+    stream = Generator.stream
+    command = ["rollout", "--model", "models/r1", "--prompt", "a red disc", "--seconds", 1, "--out", "a.mp4", "--force"]
+    for error, after, status, out, err in (
+        (RolloutError("chunk 1 is not finite"), 1, 1, "a.mp4: stopped after 3 of 9 frames, 0.38 s, ",
+         "\nerror: models/r1: the model broke down: chunk 1 is not finite\n"),
+        (KeyboardInterrupt(), 2, 130, "a.mp4: stopped after 6 of 9 frames, 0.75 s, ", ""),
+        (KeyboardInterrupt(), 0, 130, "", "\na.mp4: stopped before the first frame; nothing was written\n"),
+    ):  # fmt: skip
+
+        def failing(*arguments, error=error, after=after):
+            yield from itertools.islice(stream(*arguments), after)
+            raise error
+
+        monkeypatch.setattr(Generator, "stream", failing)
+        told = bagger(*command)
+        assert told.status == status
+        assert told.out.startswith(out)
+        assert told.out.count("\n") == bool(out)
+        assert told.err.endswith(err)
+    assert len(decode_video(Path("a.mp4"))) == 6  # the one of before: the last run wrote none
 
 
 def test_the_fixture_s_store_was_only_read(tiny):

@@ -22,8 +22,8 @@ PLUMBING = {
     *(f"store/{name}.py" for name in ("dataset", "errors", "manifest", "table")),
 }
 
-# Not stages: the command line and the runner of stages.
-COMMANDS = {"flows/cli.py", "flows/repro.py"}
+# Not stages: the command line, what it alone uses, and the runner of stages.
+COMMANDS = {"flows/cli.py", "flows/repro.py", "flows/schedule.py", "flows/video.py"}
 
 
 @cache
