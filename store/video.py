@@ -256,20 +256,16 @@ def decode_video(
     width: int | None = None,
     fps: float | None = None,
     max_frames: int | None = None,
-    last_frames: int | None = None,
 ) -> np.ndarray:
     """Frames [T, height, width, 3] of the first video stream of a local file or of a file's bytes.
 
     Rotation metadata and non-square pixels are applied, then the picture is resized to cover height x width and cropped
     about its centre; without both the size stays. With fps the frames are resampled in time (nearest); without it they
-    are all kept as stored, also where the rate varies. Sound is ignored. At most max_frames are read; or with
-    last_frames no more than that many of the end, for which the file is decoded twice and never held whole.
+    are all kept as stored, also where the rate varies. At most max_frames are read. Sound is ignored.
     Raises VideoError for whatever is not an intact video, naming the file.
     """
     if (height is None) != (width is None):
         raise VideoError(f"height and width go together, saw height={height!r}, width={width!r}")
-    if last_frames is not None and (last_frames < 1 or max_frames is not None):
-        raise VideoError(f"last_frames must be at least 1, without max_frames; saw {last_frames}, {max_frames}")
     name = _name(source)
     # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
     filters = [f"fps={Fraction(fps).limit_denominator(1001)}" if fps else "settb=1/25,setpts=N,fps=25"]
@@ -281,10 +277,6 @@ def decode_video(
     if max_frames is not None:
         output["frames:v"] = max_frames
     with _opened(source) as (url, stdin, protocol):
-        if last_frames is not None:
-            count = _count(_input(url, protocol), filters[0], name, stdin)
-            if count > last_frames:
-                filters.insert(1, f"trim=start_frame={count - last_frames},setpts=PTS-STARTPTS")
         # PPM pictures one after the other: raw RGB whose size stands before each frame, so that none need be asked.
         command = _input(url, protocol).output(
             "pipe:1", format="image2pipe", vcodec="ppm", map="0:V:0", vf=",".join(filters), **output
@@ -300,7 +292,7 @@ def decode_video(
     if len(raw) % size:
         raise VideoError(f"{name}: ffmpeg stopped within a frame")
     pictures = np.frombuffer(raw, np.uint8).reshape(-1, size)[:, len(header[0]) :]
-    return pictures[-(last_frames or 0) :].copy().reshape(-1, height, width, 3)
+    return pictures.copy().reshape(-1, height, width, 3)
 
 
 def probe(source: Source) -> VideoInfo:
@@ -340,17 +332,6 @@ def _input(url: str, protocol: str) -> Any:
     return ffmpeg_commands.input(
         url, protocol_whitelist=protocol, format_whitelist=CONTAINERS, threads=1, err_detect="+crccheck"
     )
-
-
-def _count(source: Any, sampling: str, name: str, stdin: bytes | None) -> int:
-    """Frames that leave the filter `sampling`, each decoded and made a picture of one byte.
-
-    Where a stream begins late ffmpeg repeats the first frame behind all filters, so that trim does not see the copies;
-    numbering the frames anew leaves these out of the count.
-    """
-    filters = f"{sampling},settb=1/25,setpts=N,fps=25,scale=1:1:flags=neighbor"
-    command = source.output("pipe:1", format="image2pipe", vcodec="rawvideo", pix_fmt="gray", map="0:V:0", vf=filters)
-    return len(_ffmpeg(command, name, stdin=stdin))
 
 
 def _ffmpeg(command: Any, name: str, *, stdin: bytes | None = None, level: str = "error") -> bytes:

@@ -171,32 +171,6 @@ def test_resampling_in_time_and_variable_rates(tmp_path):
     assert abs(steady[10] - decode_video(path)[5, 8, 8, 0]) <= 1  # the picture of second 1 stays at second 1
 
 
-LATE = ["-filter_complex", "[0]setpts=PTS+0.7/TB[v];sine=duration=2[a]", "-map", "[v]", "-map", "[a]"]
-VARIABLE = ["-vf", "select='gte(t,0.5)+not(mod(n,4))'", "-fps_mode", "vfr"]
-
-
-@pytest.mark.parametrize("arguments", [[], LATE, VARIABLE], ids=["steady", "late", "variable"])
-@pytest.mark.parametrize("fps", [None, 4, 10, 29.97])
-def test_the_last_frames_are_those_of_the_whole(tmp_path, arguments, fps):
-    path = make(tmp_path / "a.mp4", *arguments, "-c:v", "libx264", "-g", "4", "-pix_fmt", "yuv420p")
-    whole = decode_video(path, height=32, width=32, fps=fps)
-    assert len(np.unique(whole.reshape(len(whole), -1), axis=0)) >= 3
-    for last in (1, 3, len(whole) - 1, len(whole), len(whole) + 5):
-        assert np.array_equal(decode_video(path, height=32, width=32, fps=fps, last_frames=last), whole[-last:])
-    assert np.array_equal(decode_video(path.read_bytes(), fps=fps, last_frames=2), decode_video(path, fps=fps)[-2:])
-
-
-def test_the_end_of_a_clip_too_long_for_memory_is_read(monkeypatch):
-    frames = smooth_clip()
-    data = encode_video(frames, 8)
-    monkeypatch.setattr(video, "MAX_DECODED_BYTES", 10 * 32 * 32 * 3)
-    assert psnr(decode_video(data, last_frames=5), frames[-5:]) > 30
-    with pytest.raises(VideoError, match="last_frames must be at least 1, without max_frames; saw 0, None"):
-        decode_video(data, last_frames=0)
-    with pytest.raises(VideoError, match="saw 2, 3"):
-        decode_video(data, last_frames=2, max_frames=3)
-
-
 def test_hostile_files_are_refused_by_name(tmp_path):
     good = make(tmp_path / "good.mp4", "-c:v", "libx264")
     files = {
