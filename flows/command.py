@@ -27,22 +27,23 @@ def command(main: Callable[..., None]) -> None:
         parser.add_argument("--round", required=True, metavar="rK", help="a key of `rounds` in params.yaml, or r0")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args()
-    with clear_errors(arguments.traceback):
+    with clear_errors(arguments.traceback, "interrupted; the same command continues the work"):
         params = load_params()
         main(params, arguments.round) if has_round else main(params)
 
 
 @contextlib.contextmanager
-def clear_errors(traceback: bool = False) -> Iterator[None]:
+def clear_errors(traceback: bool = False, interrupted: str = "interrupted") -> Iterator[None]:
     """Ends the process with one line on standard error and a status that is not 0, as a command should.
 
     A user's error is a subclass of ValueError that this project defines: `error: …`, status 1. Anything else is a
-    defect and keeps its traceback. Ctrl-C: status 130, never 0, which DVC would take for success.
+    defect and keeps its traceback. Ctrl-C: status 130, never 0, which DVC would take for success;
+    `interrupted` is what is said then.
     """
     try:
         yield
     except KeyboardInterrupt:
-        say("interrupted; the same command continues the work")
+        say(interrupted)
         raise SystemExit(130) from None
     except ValueError as error:
         if not is_user_error(error):
