@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from flows.params import load_params
 
+RESUMES = "interrupted; the same command continues the work"
 OUR_ROOMS = ("flows", "store", "model", "__main__")
 
 
@@ -27,7 +28,7 @@ def command(main: Callable[..., None]) -> None:
         parser.add_argument("--round", required=True, metavar="rK", help="a key of `rounds` in params.yaml, or r0")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args()
-    with clear_errors(arguments.traceback, "interrupted; the same command continues the work"):
+    with clear_errors(arguments.traceback, RESUMES):
         params = load_params()
         main(params, arguments.round) if has_round else main(params)
 

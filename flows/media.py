@@ -9,7 +9,8 @@ import numpy as np
 
 from store.digest import bytes_sha256
 from store.latents import pack_latents
-from store.video import contact_sheet, decode_video, encode_video
+from store.pictures import contact_sheet
+from store.video import decode_video, encode_video
 
 
 def media_columns(frames: np.ndarray, fps: float, crf: int, latents: np.ndarray, vae_digest: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from flows.params import Params
 from flows.score import program_of, score_frames
 from flows.stage import Stage, path_digest
 from model import features
-from store.video import decode_video, grid_video
+from store.pictures import grid_video
+from store.video import decode_video
 
 GRID_PROMPTS = 6
 REAL = "real"

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.command import clear_errors, say
+from flows.command import RESUMES, clear_errors, say
 from flows.params import load_params
 from flows.paths import STORE
 from flows.server import prefect_server
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from dvc.cli import main as dvc
 
-    with clear_errors(), prefect_server():
+    with clear_errors(interrupted=RESUMES), prefect_server():
         status = int(dvc(["repro", *arguments]))
     if status == 0:
         say(WHERE_TO_LOOK)
