@@ -28,8 +28,8 @@ from model.causal import causalize
 from model.rollout import RolloutSettings, rollout
 
 KINDS = {  # the first kind with a part of the operator's name wins
-    "attention": ("attention", "flex"),
-    "matrix products": ("mm", "linear", "convolution", "bmm", "gemm"),
+    "attention": ("attention", "flex", "flash", "fmha"),
+    "matrix products": ("mm", "linear", "convolution", "cutlass", "nvjet"),
     "copies": ("copy", "clone", "cat", "contiguous", "Memcpy", "index", "fill", "zero", "repeat"),
     "optimiser": ("adam",),
     "elementwise and norms": (

@@ -8,32 +8,48 @@
 Everything is generated from noise, with no guidance. Compared with our cached rollout, each right after a run of ours:
 - the whole prefix in every forward, by our own masked forward: no cache;
 - SkyReels-V2's diffusion-forcing pipeline, chunk by chunk: the whole clip, masked, in every forward;
-- AnyFlowFAR's pipeline: a cache that is refilled from the whole prefix after each chunk. Once as it is, once with flex
-  attention compiled, which it leaves to the user, and once with older chunks compressed (another function);
+- AnyFlowFAR's pipeline: a cache that is refilled from the whole prefix after each chunk. As it is its attention is not
+  compiled, which it leaves to the user; `anyflow` compiles it; `anyflow-compressed` compresses older chunks as released
+  (another function);
 - SkyReels-V2's mode for long videos, which denoises overlapping windows whole (another function: no chunks, and a
   context of the overlap alone; beside it stands our rollout with a window of about as many latents).
 
 `difference` is the largest over the clip, relative to our largest value; blank where the function is another.
-`times ours` compares least with least. What the peers needed to take our weights and noise stands in
-`benchmarks/peers.py`.
+`times ours` is a run's time over that of our run just before, the median of the rounds. A latent is four frames of
+Wan's video. What the peers needed to take our weights and noise stands in `benchmarks/peers.py`.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import ModelMixin, WanTransformer3DModel
 
 from benchmarks import measure, models, peers
 from model.causal import causal_forward, causalize
 from model.masks import ChunkMask
 from model.rollout import RolloutSettings, chunk_noise, rollout
 
-# By size: chunks, latents per chunk, Euler steps; latents per window and overlap of SkyReels' mode for long videos.
-# 25 and 5 latents are its recommended 97 and 17 frames.
-DEFAULTS = {"tiny": (28, 3, 4, 25, 5), "mid": (5, 2, 2, 8, 2), "wan1.3b": (7, 3, 4, 25, 5)}
+PEERS = ("prefix", "skyreels", "anyflow", "anyflow-compressed", "anyflow-eager")
+
+# SkyReels recommends windows of 97 frames that overlap by 17: 25 and 5 latents.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "tiny": {"chunks": 28, "chunk_latents": 3, "steps": 4, "window_latents": 25, "overlap_latents": 5, "peers": PEERS},
+    "mid": {"chunks": 5, "chunk_latents": 2, "steps": 2, "window_latents": 8, "overlap_latents": 2, "peers": PEERS[:3]},
+    "wan1.3b": {
+        "chunks": 7,
+        "chunk_latents": 3,
+        "steps": 4,
+        "window_latents": 25,
+        "overlap_latents": 5,
+        "peers": PEERS[:4],
+    },
+}
 
 Run = Callable[[int], torch.Tensor]  # number of chunks -> latents [B, C, F, h, w]
 
@@ -81,42 +97,64 @@ def whole_prefix(
     return clean
 
 
-def variants(args: argparse.Namespace) -> tuple[Run, Run, dict[str, Run], dict[str, Run]]:
-    """Ours, ours with a window, peers of the same function, and peers of another."""
+@dataclass(frozen=True)
+class Variant:
+    """Something to time. `same`: its output is to be ours. `warm`: chunks to warm up with, None for all."""
+
+    name: str
+    run: Run
+    same: bool = True
+    warm: int | None = 2
+
+
+def variants(args: argparse.Namespace) -> list[Variant]:
+    """Ours first, then those of `PEERS` that are wanted."""
     size, device, dtype = measure.setting(args)
     settings = RolloutSettings(args.chunk_latents, num_steps=args.steps, shift=args.shift)
-    windowed = RolloutSettings(
-        args.chunk_latents,
-        num_steps=args.steps,
-        shift=args.shift,
-        window_chunks=max(1, args.window_latents // args.chunk_latents - 1),
-    )
+    windowed = replace(settings, window_chunks=max(1, args.window_latents // args.chunk_latents - 1))
     peers.whole_timesteps(settings.noise_levels())
     transformer = models.build(size, device, dtype)
     text_BSD = models.text(size, args.clips, device, dtype)
-    wanted = set(args.peers)
-    same: dict[str, Run] = {}
-    other: dict[str, Run] = {}
+    transformers: list[ModelMixin] = [transformer]
+    found = [Variant("ours", ours(transformer, size, text_BSD, settings))]
 
     def given(run: Callable[..., torch.Tensor], *more: Any) -> Run:
         return lambda num_chunks: run(noise(size, num_chunks, args.chunk_latents, args.clips, device), text_BSD, *more)
 
-    if "prefix" in wanted:
-        same["whole prefix, no cache"] = given(lambda x, text: whole_prefix(transformer, x, text, settings))
-    if "skyreels" in wanted:
-        sky = peers.SkyReels(peers.skyreels_transformer(transformer, args.chunk_latents), args.steps, args.shift)
-        same["SkyReels-V2 DF, chunk by chunk"] = given(sky.chunk_by_chunk, args.chunk_latents)
-        other["SkyReels-V2 DF, overlapping windows"] = given(
-            lambda x, text: sky.windows(x.shape, text, args.window_latents, args.overlap_latents)
-        )
-    if "anyflow" in wanted:
-        far = peers.anyflow_transformer(transformer)
-        eager, compiled = (peers.AnyFlow(far, args.steps, args.shift, compiled) for compiled in (False, True))
-        same["AnyFlowFAR"] = given(eager.chunk_by_chunk, args.chunk_latents)
-        same["AnyFlowFAR, flex compiled"] = given(compiled.chunk_by_chunk, args.chunk_latents)
-        other["AnyFlowFAR, compiled, old chunks compressed"] = given(compiled.chunk_by_chunk, args.chunk_latents, 3)
+    if "prefix" in args.peers:
+        found.append(Variant("whole prefix, no cache", given(partial(whole_prefix, transformer), settings)))
+    if "skyreels" in args.peers:
+        transformers.append(peers.skyreels_transformer(transformer, args.chunk_latents))
+        sky = peers.SkyReels(transformers[-1], args.steps, args.shift)
+        windows = given(lambda x, text: sky.windows(x.shape, text, args.window_latents, args.overlap_latents))
+        found += [
+            Variant("SkyReels-V2 DF, chunk by chunk", given(sky.chunk_by_chunk, args.chunk_latents)),
+            Variant("SkyReels-V2 DF, overlapping windows", windows, same=False),
+            Variant("ours, windowed", ours(transformer, size, text_BSD, windowed), same=False),
+        ]
+    if {"anyflow", "anyflow-eager", "anyflow-compressed"} & set(args.peers):
+        transformers.append(peers.anyflow_transformer(transformer))
+        eager, compiled = (peers.AnyFlow(transformers[-1], args.steps, args.shift, c) for c in (False, True))
+        # compiled again for other numbers of chunks, hence warmed up with all of them
+        anyflow = {
+            "anyflow-eager": Variant("AnyFlowFAR as it is", given(eager.chunk_by_chunk, args.chunk_latents)),
+            "anyflow": Variant(
+                "AnyFlowFAR, attention compiled", given(compiled.chunk_by_chunk, args.chunk_latents), warm=None
+            ),
+            "anyflow-compressed": Variant(
+                "AnyFlowFAR, compiled, old chunks compressed",
+                given(compiled.chunk_by_chunk, args.chunk_latents, 3),
+                same=False,
+                warm=None,
+            ),
+        }
+        found += [variant for key, variant in anyflow.items() if key in args.peers]
     causalize(transformer)
-    return ours(transformer, size, text_BSD, settings), ours(transformer, size, text_BSD, windowed), same, other
+    if args.compile:
+        for one in transformers:
+            one.compile_repeated_blocks()
+        found = [replace(variant, warm=None) for variant in found]
+    return found
 
 
 def main() -> None:
@@ -129,48 +167,52 @@ def main() -> None:
     parser.add_argument("--overlap-latents", type=int)
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--peers", nargs="*", default=["prefix", "skyreels", "anyflow"], help="only these")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of every transformer")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="only these; for mid the slowest two are left out")
     args = parser.parse_args()
-    names = "chunks", "chunk_latents", "steps", "window_latents", "overlap_latents"
-    for name, value in zip(names, DEFAULTS[args.size], strict=True):
+    for name, value in DEFAULTS[args.size].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 
-    cached, windowed, same, other = variants(args)
+    cached, *others = found = variants(args)
     device = torch.device(args.device)
-    for name, run in {"ours": cached, "ours, windowed": windowed, **same, **other}.items():
-        run(args.chunks if "compiled" in name else min(2, args.chunks))  # compiled again for other shapes
+    for variant in found:
+        variant.run(args.chunks if variant.warm is None else min(variant.warm, args.chunks))
 
-    times: dict[str, list[float]] = {"ours": []}
+    times: dict[str, list[float]] = {variant.name: [] for variant in found}
     outputs: dict[str, torch.Tensor] = {}
 
-    def timed(name: str, run: Run) -> None:
+    def timed(variant: Variant) -> None:
         def keep() -> None:
-            outputs[name] = run(args.chunks)
+            outputs[variant.name] = variant.run(args.chunks)
 
-        times.setdefault(name, []).append(measure.seconds(keep, device))
+        times[variant.name].append(measure.seconds(keep, device))
 
+    beside: dict[str, list[float]] = {variant.name: [] for variant in found}
     for _ in range(args.repeats):
-        for name, run in {"ours, windowed": windowed, **same, **other}.items():
-            timed("ours", cached)
-            timed(name, run)
+        for variant in others or [cached]:
+            timed(cached)
+            timed(variant)
+            beside[variant.name].append(times[variant.name][-1] / times["ours"][-1])
 
     rows = []
-    for name in ("ours", *same, "ours, windowed", *other):
-        least, median = measure.least_and_median(times[name])
+    for variant in found:
+        least, median = measure.least_and_median(times[variant.name])
+        same = variant.same and variant is not cached
         rows.append(
             {
-                "": name,
+                "": variant.name,
                 "ms/chunk": 1e3 * least / args.chunks,
                 "median": 1e3 * median / args.chunks,
                 "latents/s": args.clips * args.chunks * args.chunk_latents / least,
-                "times ours": least / min(times["ours"]),
-                "difference": measure.difference(outputs["ours"], outputs[name]) if name in same else None,
+                "times ours": None if variant is cached else statistics.median(beside[variant.name]),
+                "difference": measure.difference(outputs["ours"], outputs[variant.name]) if same else None,
             }
         )
     title = (
         f"Rollout, {args.size}, {args.dtype}: {args.clips} clips of {args.chunks} chunks of {args.chunk_latents} "
         f"latents, {args.steps} steps, {measure.SIZES[args.size].tokens_per_frame} tokens a latent"
+        + (", blocks compiled" if args.compile else "")
     )
     measure.report(title, rows, args, device)
 
