@@ -31,7 +31,6 @@ KINDS = {  # the first kind with a part of the operator's name wins
     "attention": ("attention", "flex", "flash", "fmha"),
     "matrix products": ("mm", "linear", "convolution", "cutlass", "nvjet"),
     "copies": ("copy", "clone", "cat", "contiguous", "Memcpy", "index", "fill", "zero", "repeat"),
-    "optimiser": ("adam",),
     "elementwise and norms": (
         "add", "mul", "sub", "div", "norm", "gelu", "silu", "pow", "mean", "rsqrt", "sum", "neg", "sqrt", "cos", "sin",
         "exp", "square", "elementwise", "reduce", "foreach", "complex", "lerp", "addc",
