@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as functional
 
 from benchmarks import measure
-from model.attention import form, masked_attention
+from model.attention import mask_for, masked_attention
 from model.masks import ChunkMask, Chunks, teacher_forcing
 
 CHUNK_LATENTS = {"tiny": 2, "mid": 1, "wan1.3b": 3}
@@ -35,7 +35,7 @@ def variants(mask: ChunkMask, S: int, device: torch.device) -> dict[str, Attend]
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=dense).transpose(1, 2)
 
     forms = {"chunk by chunk": mask.spans(S), "flex, compiled": mask.block_mask(S, device)}
-    ours = form(mask, S, device)
+    ours = mask_for(mask, S, device)
     ordered = sorted(forms, key=lambda name: forms[name] != ours)
     return {name: (lambda q, k, v, m=forms[name]: masked_attention(q, k, v, m)) for name in ordered} | {
         "dense mask": by_dense

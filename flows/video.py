@@ -189,8 +189,10 @@ class CtrlC:
     def held(self) -> Iterator[None]:
         """A block that comes to its end first; KeyboardInterrupt follows it."""
         self._held = True
-        yield
-        self._held = False
+        try:
+            yield
+        finally:
+            self._held = False
         if self._asked:
             raise KeyboardInterrupt
 
@@ -275,13 +277,14 @@ def record(
                     num_added += len(frames)
                     bar.set_postfix_str(f"{num_added / (time.monotonic() - began):.3g} frames/s", refresh=False)
                     bar.update()
-            ctrl_c.hold()  # until the file is finished
+            ctrl_c.hold()  # until the file is finished, here and below
         except VideoError:
             raise
         except RolloutError as error:
             stopped = RequestError(f"{request.model}: the model broke down: {error}")
         except (KeyboardInterrupt, Exception) as error:
             stopped = error
+        ctrl_c.hold()
         if stopped is not None and not num_added:
             raise stopped
     return num_before + num_added, num_added, stopped

@@ -4,8 +4,9 @@ A mask is attended to by the fastest exact way on the device: flex attention, co
 call per chunk on the keys it sees (`benchmarks/attention.py`: flex has no backward on CPU, and a dense mask costs
 time and memory for what it hides).
 
-What a forward hands to a processor stands in the processor's fields. They hold tensors and nothing that differs by
-layer, so that torch.compile does not specialise on the layer, and stay until the next `causal_forward`.
+What a forward hands to a processor stands in the processor's fields while it runs. They hold tensors and nothing that
+differs by layer, so that torch.compile does not specialise on the layer. diffusers sets `_attention_backend` and
+`_parallel_config` on every processor; they are not used here.
 
 Shapes: B batch, L tokens, N heads, H head size, D width.
 """
@@ -114,7 +115,7 @@ def attention(q_BLNH: torch.Tensor, k_BMNH: torch.Tensor, v_BMNH: torch.Tensor) 
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def form(mask: ChunkMask, tokens_per_frame: int, device: torch.device) -> BlockMask | Spans:
+def mask_for(mask: ChunkMask, tokens_per_frame: int, device: torch.device) -> BlockMask | Spans:
     """A mask as `masked_attention` takes it: the form that is fastest on the device."""
     if device.type == "cuda":
         return mask.block_mask(tokens_per_frame, device)
@@ -143,4 +144,5 @@ def _select(x_BLNH: torch.Tensor, runs: Sequence[Run]) -> torch.Tensor:
 @cache
 def _compiled_flex() -> Any:
     # With dynamic shapes, torch 2.13 compiles a second mask into one that hides and shows the wrong keys, silently.
-    return torch.compile(flex_attention, dynamic=False)
+    # With fullgraph, too many masks (torch._dynamo.config.recompile_limit) are an error, not an uncompiled dense one.
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)

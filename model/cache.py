@@ -13,9 +13,10 @@ Notable:
 - Keys carry rotary phases of absolute frame positions. Attention depends on differences only, so a window needs no
   relabelling. A sink does once the window leaves it behind: with `relative_sink` it travels, always just before the
   window, at distances that the model was trained on.
+- The text's keys and values are kept too: a rollout asks for the same ones in every step. Like the past, they are
+  those of the weights that made them: after a change of weights, `reset()`.
 
 The names update, get and reset follow diffusers' cache objects.
-- The text's keys and values are kept too: a rollout asks for the same ones in every step.
 
 Shapes: B batch, L tokens, S tokens per latent frame, N heads, H head size.
 """
@@ -78,13 +79,17 @@ class KVCache:
         self.advance = advance
         self._storage: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._lent = False  # a backward may still need what is in the storage
-        self._text: torch.Tensor | None = None
-        self.texts = [TextKV() for _ in range(num_layers)]
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past."""
-        self.layers: list[KVLayer] = []
+        """Forget everything: the past, what is pending, and the text."""
+        self._text: torch.Tensor | None = None
+        self._texts: list[TextKV] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the past, not the text."""
+        self.layers: list[KVLayer] = []  # of the forward since the last commit
         self.chunks: list[int] = []  # frames of each chunk held, sink chunks first
         self._tokens_per_frame = 0
         self._pending = 0  # frames of the forward since the last commit
@@ -102,39 +107,34 @@ class KVCache:
     def _num_sink(self) -> int:
         return min(self.context.sink_chunks, len(self.chunks))
 
-    def read(self, text_BSD: torch.Tensor) -> list[TextKV]:
+    def text_layers(self, text_BSD: torch.Tensor) -> list[TextKV]:
         """The layers' keys and values of a text, kept from the last forward if that had the very same tensor."""
         if text_BSD is not self._text:
-            self._text, self.texts = text_BSD, [TextKV() for _ in range(self.num_layers)]
-        return self.texts
+            self._text, self._texts = text_BSD, [TextKV() for _ in range(self.num_layers)]
+        return self._texts
 
-    def open(self, num_frames: int, tokens_per_frame: int, like_BNH: torch.Tensor) -> list[KVLayer]:
+    def begin(self, num_frames: int, tokens_per_frame: int, like_BNH: torch.Tensor) -> list[KVLayer]:
         """Layers with room for a forward of `num_frames` frames; what was pending is forgotten.
 
         `like_BNH` (empty) gives batch, heads, head size, dtype and device. Called by `causal_forward`. Raises
-        ValueError when the past is of another shape.
+        ValueError when the past is of another shape, dtype or device.
         """
-        if self.chunks and (tokens_per_frame, like_BNH.shape) != (self._tokens_per_frame, self._storage_shape()):
-            raise ValueError(
-                f"the cache holds {self._tokens_per_frame} tokens per frame, batch, heads and head size "
-                f"{tuple(self._storage_shape())}; this forward has {tokens_per_frame} and {tuple(like_BNH.shape)}"
-            )
-        self._tokens_per_frame = tokens_per_frame
-        length = self.num_tokens + num_frames * tokens_per_frame
-        if not self._storage or self._storage_shape() != like_BNH.shape or self._storage[0][0].shape[1] < length:
+        own = _kind(tokens_per_frame, like_BNH)
+        if self.chunks and own != (held := _kind(self._tokens_per_frame, self._storage[0][0][:, 0])):
+            raise ValueError(f"the cache holds {held}; this forward has {own}")
+        self._tokens_per_frame, self._pending = tokens_per_frame, num_frames
+        past = self.num_tokens
+        length = past + num_frames * tokens_per_frame
+        if (
+            not self._storage
+            or _kind(0, self._storage[0][0][:, 0]) != _kind(0, like_BNH)
+            or self._storage[0][0].shape[1] < length
+        ):
             self._grow(length, num_frames * tokens_per_frame, like_BNH)
         self._lent |= torch.is_grad_enabled()
-        if not self.layers or self._pending != num_frames or torch.is_grad_enabled():
-            past = self.num_tokens
-            self.layers = [KVLayer(k[:, :length], v[:, :length], past) for k, v in self._storage]
-        for layer in self.layers:
-            layer.own = None
-        self._pending = num_frames
+        # New ones each time: a backward may yet call `update` of earlier ones, to compute a block again.
+        self.layers = [KVLayer(k[:, :length], v[:, :length], past) for k, v in self._storage]
         return self.layers
-
-    def _storage_shape(self) -> torch.Size:
-        B, _, N, H = self._storage[0][0].shape
-        return torch.Size((B, N, H))
 
     def _grow(self, length: int, num_own: int, like_BNH: torch.Tensor) -> None:
         """New storage for `length` tokens and some to come, with the past in it."""
@@ -205,3 +205,8 @@ class KVCache:
             self._travelled += gone
             for (k, _), anchor in zip(self._storage, self._anchors, strict=True):
                 k[:, :sink] = self.advance(anchor, self._travelled)
+
+
+def _kind(tokens_per_frame: int, like_BNH: torch.Tensor) -> str:
+    B, N, H = like_BNH.shape
+    return f"{tokens_per_frame} tokens per frame, batch {B}, {N} heads of {H}, {like_BNH.dtype} on {like_BNH.device}"

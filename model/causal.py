@@ -22,8 +22,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import CausalCrossAttention, CausalSelfAttention, form
-from model.cache import KVCache
+from model.attention import CausalCrossAttention, CausalSelfAttention, mask_for
+from model.cache import KVCache, KVLayer, TextKV
 from model.masks import ChunkMask, Context, Reach
 from model.rope import FrameRope, advance
 
@@ -56,8 +56,6 @@ def decausalize(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
         rope = transformer.rope
         transformer.rope = rope.stock
         transformer.set_attn_processor(dict(rope.stock_processors))  # the setter empties the dict it gets
-        if transformer._gradient_checkpointing_func is _checkpoint:
-            transformer.enable_gradient_checkpointing()  # stock's way
     return transformer
 
 
@@ -106,36 +104,47 @@ def causal_forward(
         raise ValueError(f"the mask is for {mask.length} frames, the latents have {F}")
     if mask is not None and cache is not None and cache.chunks:
         raise ValueError("a mask speaks of the frames of one forward: give it none, or a cache without a past")
-    rope.positions = tuple(int(p) for p in positions_F)
     _, p_h, p_w = transformer.config.patch_size
     S = (h // p_h) * (w // p_w)
+    slots: Sequence[KVLayer | None] = [None] * len(transformer.blocks)
+    texts: Sequence[TextKV | None] = [None] * len(transformer.blocks)
+    routing = held = None
     if cache is not None:
         heads, size = transformer.config.num_attention_heads, transformer.config.attention_head_dim
-        texts = cache.read(text_BSD)
-        slots = cache.open(F, S, latents_BCFHW.new_empty(B, heads, size))
-    routing = _routing(mask, cache, S)
-    formed = None if mask is None else form(mask, S, latents_BCFHW.device)
-    for index, block in enumerate(transformer.blocks):
-        processor = block.attn1.processor
-        processor.mask, processor.routing = formed, routing
-        processor.slot = None if cache is None else slots[index]
-        block.attn2.processor.slot = None if cache is None else texts[index]
-    if transformer.gradient_checkpointing:
-        transformer._gradient_checkpointing_func = _checkpoint
+        texts = cache.text_layers(text_BSD)
+        slots = cache.begin(F, S, latents_BCFHW.new_empty(B, heads, size))
+        routing = _routing([cache.reach()], cache.context)
+    if mask is not None:
+        routing = _routing(mask.reaches(S), mask.context)
+        held = mask_for(mask, S, latents_BCFHW.device)
     folded = latents_BCFHW.transpose(1, 2).reshape(B * F, C, 1, h, w)
     timesteps = (sigmas_BF * TIMESTEPS).reshape(B * F)
-    out = transformer(folded, timesteps, text_BSD, return_dict=False)[0]
+    checkpointing = transformer._gradient_checkpointing_func
+    try:
+        rope.positions = tuple(int(p) for p in positions_F)
+        transformer._gradient_checkpointing_func = _checkpoint
+        for block, slot, text in zip(transformer.blocks, slots, texts, strict=True):
+            _set(block, held, slot, routing, text)
+        out = transformer(folded, timesteps, text_BSD, return_dict=False)[0]
+    finally:  # nothing is left that keeps a cache alive, or that a later call could mistake for its own
+        rope.positions = ()
+        transformer._gradient_checkpointing_func = checkpointing
+        for block in transformer.blocks:
+            _set(block)
     return out.reshape(B, F, -1, h, w).transpose(1, 2)
 
 
-def _routing(mask: ChunkMask | None, cache: KVCache | None, tokens_per_frame: int) -> tuple[list[Reach], int] | None:
+def _routing(reaches: list[Reach], context: Context) -> tuple[list[Reach], int] | None:
     """Reaches and k of history routing, None where there is nothing to pick: dense attention then is the same."""
-    context = mask.context if mask is not None else cache.context if cache is not None else Context()
     k = context.routed_chunks
-    if k is None:
-        return None
-    reaches = mask.reaches(tokens_per_frame) if mask is not None else [cache.reach()] if cache is not None else []
-    return (reaches, k) if any(len(reach.history) > k for reach in reaches) else None
+    return (reaches, k) if k is not None and any(len(reach.history) > k for reach in reaches) else None
+
+
+def _set(block: Any, mask: Any = None, slot: Any = None, routing: Any = None, text: Any = None) -> None:
+    """Hand a forward's context to the processors of a block."""
+    processor = block.attn1.processor
+    processor.mask, processor.slot, processor.routing = mask, slot, routing
+    block.attn2.processor.slot = text
 
 
 def _checkpoint(block: Any, *args: Any) -> Any:
@@ -144,7 +153,11 @@ def _checkpoint(block: Any, *args: Any) -> Any:
     held = processor.mask, processor.slot, processor.routing
 
     def run(*args: Any) -> Any:
-        processor.mask, processor.slot, processor.routing = held
-        return block(*args)
+        before = processor.mask, processor.slot, processor.routing
+        try:
+            _set(block, *held)
+            return block(*args)
+        finally:
+            _set(block, *before)
 
     return checkpoint(run, *args, use_reentrant=False)

@@ -37,8 +37,11 @@ class Reach(NamedTuple):
 
     def times(self, tokens_per_frame: int) -> "Reach":
         """The same in tokens."""
-        s = tokens_per_frame
-        return Reach(*(_scale(runs, s) for runs in self))
+
+        def tokens(run: Run) -> Run:
+            return run[0] * tokens_per_frame, run[1] * tokens_per_frame
+
+        return Reach(tokens(self.queries), tuple(map(tokens, self.always)), tuple(map(tokens, self.history)))
 
     @property
     def keys(self) -> tuple[Run, ...]:
@@ -50,10 +53,6 @@ class Reach(NamedTuple):
             else:
                 joined.append((start, stop))
         return tuple(joined)
-
-
-def _scale(runs: Any, s: int) -> Any:
-    return runs * s if isinstance(runs, int) else tuple(_scale(run, s) for run in runs)
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,9 @@ class Chunks:
             raise ValueError(f"a chunk must have at least 1 frame, not {self.size}")
         if self.first is not None and not 1 <= self.first <= self.size:
             raise ValueError(f"the first chunk must have 1..{self.size} frames (or None), not {self.first}")
+
+    def __str__(self) -> str:
+        return f"{self.size}" if self.first is None else f"{self.first} and then {self.size}"
 
     @property
     def _missing(self) -> int:

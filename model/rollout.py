@@ -12,6 +12,7 @@ once more, clean, at sigma 0, and what that forward produced is the past of the 
 Shapes: B batch, F latent frames, C channels, h w latent size, S text tokens, D width.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,8 +67,11 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"rollout setting num_steps must be at least 1, not {self.num_steps}")
-        if not self.shift > 0:
-            raise ValueError(f"rollout setting shift must be above 0, not {self.shift}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"rollout setting shift must be above 0 and finite, not {self.shift}")
+        for name in ("guidance", "history_guidance"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"rollout setting {name} must be finite, not {getattr(self, name)}")
         for name in ("context_sigma", "history_sigma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"rollout setting {name} must be in 0..1, not {getattr(self, name)}")
@@ -117,16 +121,6 @@ def chunk_noise(seeds: Sequence[int], chunk: int, shape_CFhw: Sequence[int], *na
     return torch.stack(rows)
 
 
-@dataclass
-class _Branch:
-    """One term of the guided velocity: its weight in the sum, its text, the noise on its context, its past."""
-
-    weight: float
-    negative: bool
-    context_sigma: float
-    cache: KVCache
-
-
 @torch.no_grad()
 def rollout(
     transformer: WanTransformer3DModel,
@@ -143,98 +137,165 @@ def rollout(
     `prefix_BCFhw` is whole chunks; with F = 0 everything is generated. `text` [B, S, D] is the prompts' embedding, or
     one from each of several chunks on, counted from the clip's start and beginning with 0: at a change the context is
     recomputed under the new text. `negative_text_BSD` (batch B or 1) is guided away from. Runs on the transformer's
-    device, in eval mode, without gradients. Raises ValueError when the prefix is not whole chunks, batch sizes differ
-    or guidance lacks its negative text, RolloutError when a chunk is not finite.
+    device, without gradients and in eval mode, which ends with the rollout. Raises ValueError when the prefix is not
+    whole chunks, texts do not begin at 0, batch sizes differ or guidance lacks its negative text, RolloutError
+    when a chunk is not finite.
     """
     B, C, F, h, w = prefix_BCFhw.shape
-    chunks, context = settings.chunks, settings.context
-    num_given = chunks.count(F)
-    if num_given and chunks.run(num_given - 1)[1] != F:
-        raise ValueError(f"the prefix has {F} latent frames, which is not whole chunks of {_name(chunks)}")
+    chunks, levels = settings.chunks, settings.noise_levels()
+    given = chunks.count(F)
+    if given and chunks.run(given - 1)[1] != F:
+        raise ValueError(f"the prefix has {F} latent frames, which is not whole chunks of {chunks}")
+    end = given + num_chunks
     texts = dict(text) if isinstance(text, Mapping) else {0: text}
-    if 0 not in texts:
-        raise ValueError(f"texts begin at the chunks {sorted(texts)}; one must begin at 0")
+    if 0 not in texts or min(texts) < 0:
+        raise ValueError(f"texts begin at the chunks {sorted(texts)}; the first must begin at 0")
     batches = [len(one) for one in texts.values()]
     if {B, len(seeds), *batches} != {B}:
         raise ValueError(f"batch sizes differ: prefix {B}, text {batches}, seeds {len(seeds)}")
     if settings.guidance != 1 and (negative_text_BSD is None or len(negative_text_BSD) not in (1, B)):
         raise ValueError(f"guidance={settings.guidance} needs negative_text_BSD, of batch {B} or 1")
-    parameter = next(transformer.parameters())
-    device, dtype = parameter.device, parameter.dtype
-    transformer.eval()
-    branches = _branches(transformer, settings)
+    # not the first parameter: diffusers keeps some in float32, whatever the model is loaded as
+    device, dtype = transformer.patch_embedding.weight.device, transformer.patch_embedding.weight.dtype
+    clip = prefix_BCFhw.to(device, torch.float32)
     negative = None if negative_text_BSD is None else negative_text_BSD.to(device, dtype).expand(B, -1, -1)
-    levels = settings.noise_levels()
-    given = [prefix_BCFhw[:, :, start:stop].to(device, torch.float32) for start, stop in chunks.runs(F)]
-    held: dict[int, torch.Tensor] = {}  # the context: clean chunks by number
-    current = texts[0].to(device, dtype)
+    past = Past(transformer, settings, seeds, texts[0].to(device, dtype), negative)
+    was_training = transformer.training
+    transformer.eval()
+    try:
+        for index in range(end):
+            if index in texts:
+                past.text_BSD = texts[index].to(device, dtype)
+            start, stop = chunks.run(index)
+            if index < given:
+                x = clip[:, :, start:stop]
+            else:
+                past.refresh()
+                x = chunk_noise(seeds, index, (C, stop - start, h, w)).to(device)
+                for step, (sigma, next_sigma) in enumerate(pairwise(levels)):
+                    v = past.velocity(x, sigma, range(start, stop))
+                    if settings.renoise and next_sigma:
+                        fresh = chunk_noise(seeds, index, x.shape[1:], "step", step).to(device)
+                        x = (1 - next_sigma) * (x - sigma * v) + next_sigma * fresh
+                    else:
+                        x = x + (next_sigma - sigma) * v
+                if not torch.isfinite(x).all():
+                    broken = [seed for seed, item in zip(seeds, x, strict=True) if not torch.isfinite(item).all()]
+                    raise RolloutError(f"rollout: chunk {index} is not finite (seeds {', '.join(map(str, broken))})")
+                yield x.clone()
+            if index + 1 < end:
+                past.add(index, x, anew=index + 1 in texts)
+    finally:
+        transformer.train(was_training)
 
-    def forward(
-        branch: _Branch, x: torch.Tensor, sigma: float, positions: Sequence[int], mask: ChunkMask | None = None
-    ) -> torch.Tensor:
-        sigmas_BF = torch.full((B, x.shape[2]), sigma, device=device)
-        text_BSD = negative if branch.negative else current
-        assert text_BSD is not None
-        return causal_forward(
-            transformer, x.to(dtype), sigmas_BF, text_BSD, positions_F=positions, mask=mask, cache=branch.cache
-        ).float()
 
-    def noised(index: int, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        if not sigma:
-            return x
-        return (1 - sigma) * x + sigma * chunk_noise(seeds, index, x.shape[1:], "context").to(device)
+@dataclass(frozen=True)
+class Branch:
+    """One term of the guided velocity: its weight in the sum, its text, the noise on its context, its cache."""
 
-    def remember(index: int, x: torch.Tensor) -> None:
-        for branch in branches:
-            sigma = branch.context_sigma
-            forward(branch, noised(index, x, sigma), sigma, range(*chunks.run(index)))
-            branch.cache.commit()
+    weight: float
+    negative: bool
+    context_sigma: float
+    cache: KVCache
 
-    def remember_anew() -> None:
-        sizes = [x.shape[2] for x in held.values()]
-        positions = context_positions(list(held), settings)
-        grouped = Chunks(chunks.size, sizes[0] if 0 in held else None)
-        mask = ChunkMask(sum(sizes), grouped, Context(None, context.sink_chunks, context.routed_chunks))
-        for branch in branches:
-            branch.cache.reset()
-            sigma = branch.context_sigma
-            x = torch.cat([noised(index, x, sigma) for index, x in held.items()], dim=2)
-            forward(branch, x, sigma, positions, mask)
+
+class Past:
+    """What a rollout has generated, as far as it still sees it, in latents and in every branch's cache.
+
+    `text_BSD` is the prompts' embedding from now on.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        settings: RolloutSettings,
+        seeds: Sequence[int],
+        text_BSD: torch.Tensor,
+        negative_BSD: torch.Tensor | None,
+    ):
+        self.transformer = transformer
+        self.settings = settings
+        self.seeds = seeds
+        self.text_BSD = text_BSD
+        self.negative_BSD = negative_BSD
+        self.held: dict[int, torch.Tensor] = {}  # clean chunks in view, by number
+        self.stale = False  # the caches are not what `held` says
+        # v = v_c + (guidance - 1) (v_c - v_u) + (history_guidance - 1) (v_c - v_n), term by term
+        text, history = settings.guidance - 1, settings.history_guidance - 1
+        self.branches = [self._branch(1 + text + history, False, settings.context_sigma)]
+        if text:
+            self.branches.append(self._branch(-text, True, settings.context_sigma))
+        if history:
+            self.branches.append(self._branch(-history, False, settings.history_sigma))
+
+    def _branch(self, weight: float, negative: bool, context_sigma: float) -> Branch:
+        cache = new_cache(self.transformer, self.settings.context, relative_sink=self.settings.relative_sink)
+        return Branch(weight, negative, context_sigma, cache)
+
+    def velocity(self, x_BCFhw: torch.Tensor, sigma: float, positions: Sequence[int]) -> torch.Tensor:
+        """The guided velocity of a noisy chunk that continues the past."""
+        terms = (branch.weight * self._forward(branch, x_BCFhw, sigma, positions) for branch in self.branches)
+        return sum(terms, torch.zeros(()))
+
+    def add(self, index: int, x_BCFhw: torch.Tensor, *, anew: bool) -> None:
+        """Keep a finished chunk and let go of what the next one does not see; `anew`: of what was computed from it too.
+
+        Where the past has to be computed anew, that waits for `refresh`.
+        """
+        self.held[index] = x_BCFhw
+        sink, window = self.settings.context.history(index + 1)
+        leaving = self.held.keys() - {*sink, *window}
+        for one in leaving:
+            del self.held[one]
+        self.stale |= anew or (self.settings.recompute_window and bool(leaving))
+        if not self.stale:
+            for branch in self.branches:
+                x, sigma = self._noised(branch, index, x_BCFhw), branch.context_sigma
+                self._forward(branch, x, sigma, range(*self.settings.chunks.run(index)))
+                branch.cache.commit()
+
+    def refresh(self) -> None:
+        """Compute the caches anew where they are stale: all chunks in view in one masked forward."""
+        if not self.stale:
+            return
+        self.stale, settings = False, self.settings
+        sizes = [x.shape[2] for x in self.held.values()]
+        chunks = Chunks(settings.chunk_latents, sizes[0] if 0 in self.held else None)
+        context = Context(None, settings.sink_chunks, settings.routed_chunks)
+        for branch in self.branches:
+            branch.cache.forget()
+            if not sizes:
+                continue
+            x = torch.cat([self._noised(branch, *one) for one in self.held.items()], dim=2)
+            positions = context_positions(list(self.held), settings)
+            # its shapes differ from time to time: not worth a graph each
+            with torch.compiler.set_stance("force_eager"):
+                mask = ChunkMask(sum(sizes), chunks, context)
+                self._forward(branch, x, branch.context_sigma, positions, mask)
             branch.cache.commit(sizes)
 
-    stale = False
-    for index in range(num_given + num_chunks):
-        if index in texts:
-            current = texts[index].to(device, dtype)
-        if index < num_given:
-            x = given[index]
-        else:
-            if stale and held:
-                remember_anew()
-                stale = False
-            start, stop = chunks.run(index)
-            x = chunk_noise(seeds, index, (C, stop - start, h, w)).to(device)
-            for step, (sigma, next_sigma) in enumerate(pairwise(levels)):
-                v = sum(b.weight * forward(b, x, sigma, range(start, stop)) for b in branches)
-                if settings.renoise and next_sigma:
-                    fresh = chunk_noise(seeds, index, x.shape[1:], "step", step).to(device)
-                    x = (1 - next_sigma) * (x - sigma * v) + next_sigma * fresh
-                else:
-                    x = x + (next_sigma - sigma) * v
-            if not torch.isfinite(x).all():
-                broken = [seed for seed, item in zip(seeds, x, strict=True) if not torch.isfinite(item).all()]
-                raise RolloutError(f"rollout: chunk {index} is not finite (seeds {', '.join(map(str, broken))})")
-            yield x
-        if index == num_given + num_chunks - 1:
-            return
-        held[index] = x
-        sink, window = context.history(index + 1)
-        leaving = held.keys() - {*sink, *window}
-        for one in leaving:
-            del held[one]
-        stale |= index + 1 in texts or (settings.recompute_window and bool(leaving))
-        if not stale:
-            remember(index, x)
+    def _noised(self, branch: Branch, index: int, x_BCFhw: torch.Tensor) -> torch.Tensor:
+        sigma = branch.context_sigma
+        if not sigma:
+            return x_BCFhw
+        return (1 - sigma) * x_BCFhw + sigma * chunk_noise(self.seeds, index, x_BCFhw.shape[1:], "context").to(x_BCFhw)
+
+    def _forward(
+        self,
+        branch: Branch,
+        x_BCFhw: torch.Tensor,
+        sigma: float,
+        positions: Sequence[int],
+        mask: ChunkMask | None = None,
+    ) -> torch.Tensor:
+        text = self.negative_BSD if branch.negative else self.text_BSD
+        assert text is not None
+        sigmas_BF = torch.full((x_BCFhw.shape[0], x_BCFhw.shape[2]), sigma, device=x_BCFhw.device)
+        x = x_BCFhw.to(text.dtype)
+        v = causal_forward(
+            self.transformer, x, sigmas_BF, text, positions_F=positions, mask=mask, cache=branch.cache
+        )
+        return v.float()
 
 
 def context_positions(held: Sequence[int], settings: RolloutSettings) -> list[int]:
@@ -245,23 +306,3 @@ def context_positions(held: Sequence[int], settings: RolloutSettings) -> list[in
     if settings.relative_sink and 0 < sink < len(positions):
         positions[:sink] = range(positions[sink] - sink, positions[sink])
     return positions
-
-
-def _branches(transformer: WanTransformer3DModel, settings: RolloutSettings) -> list[_Branch]:
-    """v = v_c + (guidance - 1) (v_c - v_u) + (history_guidance - 1) (v_c - v_n), term by term."""
-
-    def branch(weight: float, negative: bool, context_sigma: float) -> _Branch:
-        cache = new_cache(transformer, settings.context, relative_sink=settings.relative_sink)
-        return _Branch(weight, negative, context_sigma, cache)
-
-    text, history = settings.guidance - 1, settings.history_guidance - 1
-    branches = [branch(1 + text + history, False, settings.context_sigma)]
-    if text:
-        branches.append(branch(-text, True, settings.context_sigma))
-    if history:
-        branches.append(branch(-history, False, settings.history_sigma))
-    return branches
-
-
-def _name(chunks: Chunks) -> str:
-    return f"{chunks.size}" if chunks.first is None else f"{chunks.first} and then {chunks.size}"

@@ -31,7 +31,12 @@ class FrameRope(nn.Module):
         self._last: tuple[Any, Phases] | None = None
 
     def forward(self, latents: torch.Tensor) -> Phases:
-        """Phases of the frames folded into the batch of `latents` [B*F, C, 1, h, w]."""
+        """Phases of the frames folded into the batch of `latents` [B*F, C, 1, h, w].
+
+        Raises ValueError outside of `causal_forward`.
+        """
+        if not self.positions:
+            raise ValueError("a causalized transformer runs through causal_forward; decausalize(it) to use it as stock")
         _, p_h, p_w = self.stock.patch_size
         rows, columns = latents.shape[-2] // p_h, latents.shape[-1] // p_w
         key = (self.positions, rows, columns, latents.device)
@@ -65,6 +70,10 @@ def rotate(x_BLNH: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
     Five times as fast on CPU as stock's strided writes, forward and backward, and equal to the bit there.
     """
+    if torch.compiler.is_compiling():  # inductor generates no code for complex numbers
+        a, b = x_BLNH.float().unflatten(-1, (-1, 2)).unbind(-1)
+        c, s = cos[..., 0::2], sin[..., 1::2]
+        return torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(-2).type_as(x_BLNH)
     pairs = torch.view_as_complex(x_BLNH.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(cos[..., 0::2], sin[..., 1::2])).flatten(-2).type_as(x_BLNH)
 

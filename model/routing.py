@@ -58,6 +58,7 @@ def route(q_BLNH: torch.Tensor, pooled_BJNH: torch.Tensor, top_k: int) -> torch.
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
 
 
+@torch.compiler.disable  # how many queries a chunk gets depends on the data
 def routed_attention(
     q_BLNH: torch.Tensor,
     k_BMNH: torch.Tensor,
@@ -83,8 +84,11 @@ def routed_attention(
         )
     if (last := max(reach.keys[-1][1] for reach in reaches)) > k_BMNH.shape[1]:
         raise ValueError(f"the reaches see keys up to {last}, but k has only {k_BMNH.shape[1]}")
+    q, k, v = q_BLNH, k_BMNH, v_BMNH
+    if torch.is_autocast_enabled(q.device.type):  # as it does for PyTorch's own attention
+        q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
     # The fused kernel reads a head's features as one row.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_BLNH, k_BMNH, v_BMNH))
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     plan = [_joined(reach, top_k) for reach in reaches]
     runs = sorted({run for reach in plan for run in reach.history})
     pooled = dict(zip(runs, pool(k.detach(), runs).unbind(1), strict=True)) if runs else {}
@@ -95,7 +99,8 @@ def routed_attention(
     ]
     if kernel is None:
         kernel = FLASH if q.device.type == "cpu" else PLAIN
-    out: torch.Tensor = _RoutedAttention.apply(q, k, v, plan, kernel, *picks)
+    with torch.autocast(q.device.type, enabled=False):
+        out: torch.Tensor = _RoutedAttention.apply(q, k, v, plan, kernel, *picks)
     return out
 
 

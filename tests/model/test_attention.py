@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
 from model import attention
-from model.attention import form, masked_attention
+from model.attention import mask_for, masked_attention
 from model.masks import ChunkMask, Chunks, Context, teacher_forcing
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_compiled_flex_is_dense_for_one_mask_after_another():
 def test_on_a_gpu_flex_is_dense_forward_and_backward():
     mask = teacher_forcing(9, Chunks(3), Context(1, 1))
     ours, reference = ([x.cuda().requires_grad_() for x in qkv(mask, 50)] for _ in range(2))
-    out = masked_attention(*ours, form(mask, 50, torch.device("cuda")))
+    out = masked_attention(*ours, mask_for(mask, 50, torch.device("cuda")))
     expected = dense(*(x.cpu() for x in reference), mask).cuda()
     assert (out - expected).abs().max() <= 2e-3
     out.sum().backward()

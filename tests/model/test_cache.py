@@ -14,12 +14,12 @@ S, LIKE = 2, torch.empty(1, 2, 4)  # tokens per frame; batch, heads, head size
 def forward(cache: KVCache, frames: int, value: float):
     """One forward whose keys are `value` and whose values are -`value`; what each layer attended to."""
     own = torch.full((1, frames * S, 2, 4), value)
-    return [layer.update(own + index, -own) for index, layer in enumerate(cache.open(frames, S, LIKE))]
+    return [layer.update(own + index, -own) for index, layer in enumerate(cache.begin(frames, S, LIKE))]
 
 
 def keys(cache: KVCache) -> list[int]:
     """The value of each token of past, in order."""
-    layer = cache.open(1, S, LIKE)[0]
+    layer = cache.begin(1, S, LIKE)[0]
     k, v = layer.get()
     assert torch.equal(k, -v)
     return [int(x) for x in k[0, :, 0, 0]]
@@ -54,27 +54,34 @@ def test_it_holds_what_the_mask_shows(size, first, window, sink, count, grad):
         assert cache._storage[0][0].shape[1] <= (window + sink + 1) * size * S + size * S
 
 
+@torch.no_grad()
 def test_a_past_lent_to_a_backward_is_never_written_to():
     cache = KVCache(1, Context(2, 1))
     for value in (1, 2, 3):
         forward(cache, 1, value)
         cache.commit()
-    layer = cache.open(1, S, LIKE)[0]
+    layer = cache.begin(1, S, LIKE)[0]
     with torch.enable_grad():
-        layer = cache.open(1, S, LIKE)[0]
+        layer = cache.begin(1, S, LIKE)[0]
     before = [x.clone() for x in layer.get()]
+    cache.forget()  # the storage is lent: what comes next gets one of its own
     for value in (4, 5, 6, 7):
         forward(cache, 1, value)
         cache.commit()
-    cache.reset()
-    forward(cache, 3, 9)
     assert all(torch.equal(a, b) for a, b in zip(layer.get(), before, strict=True))
+    for value in (8, 9):
+        with torch.enable_grad():
+            layer = cache.begin(1, S, LIKE)[0]
+        before = [x.clone() for x in layer.get()]
+        forward(cache, 1, value)
+        cache.commit()  # which evicts
+        assert all(torch.equal(a, b) for a, b in zip(layer.get(), before, strict=True))
 
 
 def test_several_chunks_of_one_forward_leave_one_by_one():
     cache = KVCache(1, Context(2))
     own = torch.arange(3.0).repeat_interleave(2 * S).view(1, -1, 1, 1).expand(1, -1, 2, 4)
-    cache.open(6, S, LIKE)[0].update(own, -own)
+    cache.begin(6, S, LIKE)[0].update(own, -own)
     cache.commit([2, 2, 2])
     assert keys(cache) == [1] * 4 + [2] * 4
     assert cache.chunks == [2, 2]
@@ -92,7 +99,7 @@ def test_a_travelling_sink_moves_from_where_it_was_made():
         forward(cache, 3, value)
         cache.commit()
     assert moved == [3, 6]
-    k, v = cache.open(3, S, LIKE)[0].get()
+    k, v = cache.begin(3, S, LIKE)[0].get()
     assert [int(x) for x in k[0, ::6, 0, 0]] == [601, 4]
     assert [int(x) for x in v[0, ::6, 0, 0]] == [-1, -4]
 
@@ -108,11 +115,37 @@ def test_storage_stops_growing_with_a_window():
     assert len(seen) == 2
 
 
-def test_texts_are_kept_for_the_very_same_tensor():
+def test_texts_are_kept_for_the_very_same_tensor_until_a_reset():
     cache, text = KVCache(2), torch.zeros(1, 3, 4)
-    cache.read(text)[0].k = torch.ones(1)
-    assert cache.read(text)[0].k is not None
-    assert cache.read(text.clone())[0].k is None
+    cache.text_layers(text)[0].k = torch.ones(1)
+    cache.forget()
+    assert cache.text_layers(text)[0].k is not None
+    assert cache.text_layers(text.clone())[0].k is None
+    cache.text_layers(text)[0].k = torch.ones(1)
+    cache.reset()
+    assert cache.text_layers(text)[0].k is None
+
+
+@torch.no_grad()
+def test_what_was_pending_in_another_shape_is_forgotten():
+    cache = KVCache(1)
+    cache.begin(3, S, LIKE)
+    (layer,) = cache.begin(3, 1, LIKE)
+    assert layer.k.shape == (1, 3, 2, 4)
+    (layer,) = cache.begin(3, S, torch.empty(2, 2, 4, dtype=torch.float64))
+    assert layer.k.shape == (2, 6, 2, 4)
+    assert layer.k.dtype == torch.float64
+
+
+def test_recomputing_an_earlier_forward_leaves_the_pending_one_alone():
+    cache, own = KVCache(1), torch.ones(1, S, 2, 4)
+    (earlier,) = cache.begin(1, S, LIKE)
+    earlier.update(own, own)
+    with torch.no_grad():
+        cache.begin(1, S, LIKE)[0].update(2 * own, -2 * own)
+    earlier.update(own, own)  # as a checkpointed block does in backward
+    cache.commit()
+    assert keys(cache) == [2] * S
 
 
 def test_mistakes_are_named():
@@ -125,7 +158,7 @@ def test_mistakes_are_named():
     cache.commit()
     with pytest.raises(RuntimeError, match="nothing to commit"):
         cache.commit()
-    with pytest.raises(ValueError, match="holds 2 tokens per frame"):
-        cache.open(3, S + 1, LIKE)
-    with pytest.raises(ValueError, match=r"has 2 and \(2, 2, 4\)"):
-        cache.open(3, S, torch.empty(2, 2, 4))
+    with pytest.raises(ValueError, match="holds 2 tokens per frame, batch 1"):
+        cache.begin(3, S + 1, LIKE)
+    with pytest.raises(ValueError, match=r"this forward has 2 tokens per frame, batch 2"):
+        cache.begin(3, S, torch.empty(2, 2, 4))

@@ -1,6 +1,7 @@
 """The causalized transformer against stock Wan, against SkyReels-V2 with the same weights, and against itself."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -193,7 +194,7 @@ def test_gradients_with_and_without_checkpointing_are_equal(transformer, inputs)
         model = causalize(copy.deepcopy(decausalize(transformer))).train()
         if checkpointing:
             model.enable_gradient_checkpointing()
-        masks = ChunkMask(9, Chunks(3)), ChunkMask(9, Chunks(3), Context(None, 1, 1))
+        masks = ChunkMask(9, Chunks(3)), ChunkMask(9, Chunks(1), Context(None, 1, 1))
         losses = [
             causal_forward(model, latents, sigmas, text, positions_F=range(9), mask=mask).square().mean()
             for mask in masks
@@ -205,12 +206,68 @@ def test_gradients_with_and_without_checkpointing_are_equal(transformer, inputs)
             losses.append(v.square().mean())
             cache.commit()
             with torch.no_grad():
-                assert not cache.open(1, TOKENS, torch.empty(2, 2, 16))[0].get()[0].requires_grad
+                assert not cache.begin(1, TOKENS, torch.empty(2, 2, 16))[0].get()[0].requires_grad
         sum(losses).backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     assert all(g is not None and torch.isfinite(g).all() and g.abs().max() > 0 for g in grads[0].values())
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
-    assert decausalize(model)._gradient_checkpointing_func.__module__.startswith("diffusers")
+    assert model._gradient_checkpointing_func.__module__.startswith("diffusers")
+    assert decausalize(model).is_gradient_checkpointing
+    model.gradient_checkpointing = False
+    assert not decausalize(causalize(model)).is_gradient_checkpointing
+
+
+def test_a_backward_between_a_forward_and_its_commit_changes_nothing(transformer, inputs):
+    """A gradient through one step, then the clean forward, then backward, then commit: as self-forcing goes."""
+    latents, sigmas, text = inputs
+    kept = []
+    for checkpointing in (False, True):
+        model = causalize(copy.deepcopy(decausalize(transformer))).train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        cache, chunk, places = new_cache(model), latents[:, :, :3], range(3)
+        v = causal_forward(model, chunk, sigmas[:, :3] * 0 + 0.7, text, positions_F=places, cache=cache)
+        with torch.no_grad():
+            causal_forward(model, chunk, sigmas[:, :3] * 0, text, positions_F=places, cache=cache)
+        v.square().mean().backward()
+        cache.commit()
+        with torch.no_grad():
+            kept.append([x.clone() for x in cache.begin(3, TOKENS, torch.empty(2, 2, 16))[1].get()])
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def test_nothing_stays_with_the_transformer_after_a_forward(transformer, inputs):
+    latents, sigmas, text = inputs
+    size = len(pickle.dumps(causalize(transformer)))
+    with torch.no_grad():
+        causal_forward(transformer, latents, sigmas, text, positions_F=range(9), cache=new_cache(transformer))
+        causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=ChunkMask(9, Chunks(3)))
+    assert len(pickle.dumps(transformer)) < size + 20_000  # the last rotary table
+    with pytest.raises(ValueError, match="runs through causal_forward"):
+        transformer(latents, torch.tensor([1.0, 500.0]), text)
+
+
+def test_rotary_tables_are_not_mixed_up_between_sizes(transformer, inputs):
+    latents, sigmas, text = inputs
+    causalize(transformer)
+    wide = torch.cat([latents, latents], dim=4)
+    alone = causal_forward(transformer, latents, sigmas, text, positions_F=range(9))
+    causal_forward(transformer, wide, sigmas, text, positions_F=range(9))
+    assert torch.equal(causal_forward(transformer, latents, sigmas, text, positions_F=range(9)), alone)
+
+
+def test_routing_under_autocast(transformer, inputs):
+    latents, sigmas, text = inputs
+    causalize(transformer)
+    mask, cache = ChunkMask(9, Chunks(1), Context(routed_chunks=2)), new_cache(transformer, Context(routed_chunks=1))
+    plain = causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        v = causal_forward(transformer, latents, sigmas, text, positions_F=range(9), mask=mask)
+        assert (v - plain).abs().mean() <= 0.05 * plain.abs().mean()
+        for at in range(4):
+            one = slice(at, at + 1)
+            causal_forward(transformer, latents[:, :, one], sigmas[:, one], text, positions_F=[at], cache=cache)
+            cache.commit()
 
 
 def test_lora_trains_on_the_causal_model_and_loads_into_a_stock_one(transformer, inputs, tmp_path):
