@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from model import routing
 from model.masks import ChunkMask, Chunks, Context, Reach
 from model.routing import FLASH, PLAIN, pool, route, routed_attention
 
@@ -78,13 +79,17 @@ def test_values_and_gradients_are_those_of_the_masked_dense_attention(kernel, dt
     assert_near(ours, with_gradients(lambda *x: masked(*x, reaches, top_k), qkv, grad), tolerance)
 
 
+@pytest.mark.parametrize("picked", [False, True], ids=["joined", "picked one by one"])
 @given(cases())
 @settings(max_examples=40)
-def test_with_every_chunk_picked_it_is_dense_attention(case):
+def test_with_every_chunk_picked_it_is_dense_attention(picked, case):
     mask, S, _, N, B = case
     *qkv, grad = tensors(mask, S, N, B, number=4)
     reaches = tokens(mask, S)
-    ours = with_gradients(lambda *x: routed_attention(*x, reaches, mask.num_frames), qkv, grad)
+    with pytest.MonkeyPatch.context() as patch:
+        if picked:  # what is otherwise spared where there is nothing to choose
+            patch.setattr(routing, "_joined", lambda reach, top_k: reach)
+        ours = with_gradients(lambda *x: routed_attention(*x, reaches, mask.num_frames), qkv, grad)
     assert_near(ours, with_gradients(lambda *x: attention(*x, mask.dense(S)), qkv, grad), 1e-5)
 
 
