@@ -391,7 +391,8 @@ def test_what_ffmpeg_says_is_raised_and_nothing_is_left(tmp_path, monkeypatch, k
 
 
 ROLLOUT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 import numpy as np
 from store.video import VideoWriter
 keep = sys.argv[2] == "keep"
