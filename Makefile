@@ -55,7 +55,7 @@ $(READY):
 	 else echo "$(PYTHON) cannot make a virtual environment (no ensurepip, no pip): apt install python3-venv" >&2; exit 1; fi
 	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
 	   $(PIP) install --no-deps --force-reinstall -c constraints.txt --index-url "$(TORCH_INDEX_URL)" torch; fi
-	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[dev]'
+	@$(PIP) install -c constraints.txt $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[browse,dev,s3]'
 	@$(PIP) check
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
 	@echo "$(TORCH_INDEX_URL)" > $(VENV)/torch-index-url

@@ -87,9 +87,7 @@ class Step:
 
     def _skyreels(self) -> torch.Tensor:
         def velocity(noisy: torch.Tensor, timesteps_BF: torch.Tensor) -> torch.Tensor:
-            return self.transformer(
-                noisy, timesteps_BF, self.text, enable_diffusion_forcing=True, return_dict=False
-            )[0]
+            return self.transformer(noisy, timesteps_BF, self.text, enable_diffusion_forcing=True, return_dict=False)[0]
 
         return self._diffusion_forcing(velocity)
 

@@ -1,4 +1,4 @@
-"""Stage `catalog`: every clip of every round as one row of scalars, with one tag per round, and the table of runs."""
+"""Stage `catalog`: every clip of every round as one row of scalars, a tag per round; also runs and training use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from store.table import write_manifest
 def main(params: Params) -> None:
     tables = ["seed", *(f"{base}_{k}" for k in params.round_names for base in ("rollouts", "scores", "clips"))]
     inputs = {name: path_digest(paths.manifest(name)) for name in tables}
+    inputs["plans"] = path_digest(paths.PLANS)
     with Stage("catalog", params={"rounds": params.round_names}, inputs=inputs, record=False):
         # Rounds that params.yaml no longer has may have left records behind; they are no part of this experiment.
         wanted = {None, "r0", *params.round_names}
         records = [json.loads(path.read_text()) for path in sorted(RUNS_FOLDER.glob("*.json"))]
         records = [record for record in records if record["round"] in wanted]
-        manifest = build_catalog(paths.STORE, params.round_names, records)
+        plans = {k: paths.plan(k) for k in ("r0", *params.round_names)}
+        manifest = build_catalog(paths.STORE, params.round_names, records, plans)
         write_manifest(manifest, paths.CATALOG_MANIFEST)
         say(f"catalog: {manifest.rows} clips, tags r0 … {params.round_names[-1]}, {len(records)} runs")
 

@@ -22,6 +22,7 @@ from model.pipeline import decode_latents, encode_frames, load_pipeline, read_re
 from model.reversal import reverse_frames
 from model.rewrite import GRAMMAR_VERSION, PREFIX_VERSION, rewrite
 from store.digest import bytes_sha256, make_id
+from store.embedding import embeddings
 from store.latents import unpack_latents
 from store.schema import table_schema
 from store.table import WorkingTable, read_manifest, read_table
@@ -77,20 +78,22 @@ def main(params: Params, round: str) -> None:
             frames = reverse_frames(frames)
             encoded = encode_frames(pipes().vae, frames[None])[0].half().cpu().numpy()
             made = rewrites[rollout["rollout_id"]]
+            rewrite_id = make_id("rewrite", [made.source_prompt, made.kind, made.version])
             return {
                 "clip_id": clip_id, "kind": "corrective", "round": round, "rollout_id": rollout["rollout_id"],
                 "seed_clip_id": rollout["seed_clip_id"], "model_digest": rollout["model_digest"],
                 "prompt": made.prompt, "source_prompt": made.source_prompt,
-                "rewrite_id": make_id("rewrite", [made.source_prompt, made.kind, made.version]),
+                "rewrite_id": rewrite_id,
                 "rewriter_kind": made.kind, "rewriter_version": made.version, "reversal_class": made.reversal_class,
                 "marker_style": made.marker_style, "fallback_from": made.fallback_from, "raw_output": made.raw_output,
                 "verdicts": json.dumps([{"name": n, "pass": p} for n, p in made.verdicts]), "attempts": made.attempts,
-                "run_id": stage.run_id,
+                "was_derived_from": [rollout["rollout_id"], rewrite_id], "was_generated_by": stage.run_id,
+                **embeddings(frames, made.prompt),
                 **media_columns(frames, rollout["fps"], params.video.crf, encoded, vae_digest),
             }  # fmt: skip
 
         def report() -> None:
-            shown = read_table(stage.work, name, ["video", "prompt"], ids=list(ids)[:8]).to_pylist()
+            shown = table.read(["video", "prompt"], list(ids)[:8]).to_pylist()
             sheet = sheet_of([r["video"] for r in shown], [r["prompt"] for r in shown])
             publish_sheet(f"clips-{round}", sheet, "Corrective clips: rollouts played backwards, from drifted to real.")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 STORE = Path("data/store")
 INGEST_REPORT = Path("data/ingest_report.csv")
+PLANS = Path("data/plans")
 NATURAL = Path("data/natural.json")
 CATALOG_MANIFEST = Path("data/catalog.json")
 BASE = Path("models/base")
@@ -17,12 +18,12 @@ def manifest(table: str) -> Path:
 
 def plan(round: str) -> Path:
     """Mixture plan of a round; its summary lies beside it."""
-    return Path("data/plans", f"{round}.parquet")
+    return PLANS / f"{round}.parquet"
 
 
 def plan_summary(round: str) -> Path:
     """What a round's mixture plan amounts to."""
-    return Path("data/plans", f"{round}.json")
+    return PLANS / f"{round}.json"
 
 
 def model(round: str) -> Path:

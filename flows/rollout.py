@@ -66,12 +66,13 @@ def main(params: Params, round: str) -> None:
                 "model_digest": generator.digest, "prompt": clip["prompt"], "settings": canonical_json(settings),
                 "rng_name": ids[rollout_id][1],
                 "prefix_frames": num_frames(generator.pipe.vae, prefix_latents), "prefix_latents": prefix_latents,
-                "chunk_latents": params.clip.chunk_latents, "run_id": stage.run_id,
+                "chunk_latents": params.clip.chunk_latents,
+                "was_derived_from": [clip["clip_id"], generator.digest], "was_generated_by": stage.run_id,
                 **media_columns(frames, params.video.fps, params.video.crf, latents, generator.vae_digest),
             }  # fmt: skip
 
         def report() -> None:
-            shown = read_table(stage.work, name, ["video", "prompt"], ids=list(ids)[:8]).to_pylist()
+            shown = table.read(["video", "prompt"], list(ids)[:8]).to_pylist()
             sheet = sheet_of([r["video"] for r in shown], [r["prompt"] for r in shown])
             publish_sheet(f"rollouts-{round}", sheet, "Rollouts in generation order; the first chunk is real.")
 

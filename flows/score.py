@@ -47,13 +47,12 @@ def main(params: Params, round: str) -> None:
             frames, prefix = decode_video(rollout["video"]), rollout["prefix_frames"]
             found = score_frames(frames, prefix, natural, programs[rollout["seed_clip_id"]])
             curves = {feature: curve.tolist() for feature, curve in found["curves"].items()}
-            columns = {"rollout_id": rollout["rollout_id"], "round": round, "run_id": stage.run_id}
+            columns = {"rollout_id": rollout["rollout_id"], "round": round,
+                       "was_derived_from": [rollout["rollout_id"]], "was_generated_by": stage.run_id}  # fmt: skip
             return columns | curves | found["drift"].row() | found["oracle"]
 
         def report() -> None:
-            best = read_table(stage.work, name, ["rollout_id", "drift", "gate", *PARTS]).sort_by(
-                [("drift", "descending")]
-            )
+            best = table.read(["rollout_id", "drift", "gate", *PARTS]).sort_by([("drift", "descending")])
             publish_table(f"scores-{round}", best.slice(0, 20).to_pylist(), "The rollouts that drifted most.")
 
         missing = table.missing(ids)

@@ -18,7 +18,8 @@ from flows.media import media_columns
 from flows.params import Params
 from flows.stage import Stage, pick_device, torch_workers
 from model.pipeline import encode_frames, load_pipeline, num_frames, read_record
-from store.digest import canonical_json, digest, file_sha256, make_id
+from store.digest import canonical_json, digest, file_sha256, id_of, make_id
+from store.embedding import embeddings
 from store.folder import SourceClip, read_folder
 from store.schema import table_schema
 from store.table import WorkingTable
@@ -83,7 +84,8 @@ def main(params: Params) -> None:
             return {
                 "clip_id": clip_id, "kind": "seed", "split": clip.split, "prompt": clip.caption,
                 "source_path": clip.file, "source_sha256": sources[clip.file], "license": clip.license,
-                "extra": canonical_json(clip.extra), "run_id": stage.run_id,
+                "extra": canonical_json(clip.extra), **embeddings(frames, clip.caption),
+                "was_derived_from": [id_of("file", sources[clip.file])], "was_generated_by": stage.run_id,
                 **media_columns(frames, params.video.fps, params.video.crf, latents, vae_digest),
             }  # fmt: skip
 

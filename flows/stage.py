@@ -125,6 +125,7 @@ class Stage:
                 self._lock.close()
 
     def _write_record(self) -> None:
+        ended = time.time()
         write_json(
             self.record_path,
             {
@@ -139,8 +140,10 @@ class Stage:
                 "flow_run_id": self.flow_run_id,
                 "device": self.device,
                 "host": platform.node(),
-                "started_at": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.time() - self._started, 3),
+                "was_associated_with": f"bagger {importlib.metadata.version('bagger')}",
+                "started_at_time": _iso(self._started),
+                "ended_at_time": _iso(ended),
+                "seconds": round(ended - self._started, 3),
             },
         )
 
@@ -207,6 +210,10 @@ def torch_workers(device: str, workers: int) -> int:
         return 1
     torch.set_num_threads(1)
     return workers
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _plain(value: Any) -> Any:

@@ -288,5 +288,3 @@ def record(
         if stopped is not None and not num_added:
             raise stopped
     return num_before + num_added, num_added, stopped
-
-

@@ -130,8 +130,7 @@ def masked_attention(
         q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLNH, v_BLNH))
         return _compiled_flex()(q, k, v, block_mask=mask).transpose(1, 2)
     out = [
-        attention(q_BLNH[:, start:stop], _select(k_BLNH, keys), _select(v_BLNH, keys))
-        for (start, stop), keys in mask
+        attention(q_BLNH[:, start:stop], _select(k_BLNH, keys), _select(v_BLNH, keys)) for (start, stop), keys in mask
     ]
     return torch.cat(out, dim=1)
 

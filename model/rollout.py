@@ -292,9 +292,7 @@ class Past:
         assert text is not None
         sigmas_BF = torch.full((x_BCFhw.shape[0], x_BCFhw.shape[2]), sigma, device=x_BCFhw.device)
         x = x_BCFhw.to(text.dtype)
-        v = causal_forward(
-            self.transformer, x, sigmas_BF, text, positions_F=positions, mask=mask, cache=branch.cache
-        )
+        v = causal_forward(self.transformer, x, sigmas_BF, text, positions_F=positions, mask=mask, cache=branch.cache)
         return v.float()
 
 

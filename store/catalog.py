@@ -5,30 +5,44 @@ round K (BAgger, algorithm 1): the seed clips and the corrective clips of rounds
 The catalog holds nothing that the sealed tables do not; it is rebuilt whole and moved into place by one rename.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.dataset import place, staged, write_fresh
-from store.digest import canonical_json
+from store.digest import ID_DIGITS, canonical_json
 from store.errors import StoreError
 from store.schema import CATALOG, RUNS
 from store.table import Manifest, content_manifest, open_table, read_table, rows_to_table
+from store.uses import uses_table
+
+if TYPE_CHECKING:
+    from store.database import Store
 
 SEED_ROUND = "r0"
 JSON_COLUMNS = ("params", "inputs", "outputs", "packages")  # of a run
+_DIGEST = re.compile(rf"(?P<kind>[a-z]+-)[0-9a-f]{{{ID_DIGITS}}}|[0-9a-f]{{64}}")
 
 
-def build_catalog(store_dir: Path, rounds: Sequence[str], run_records: Sequence[dict[str, Any]]) -> Manifest:
-    """Rebuild the tables `catalog` and `runs`; returns the catalog's manifest, to be written by `write_manifest`.
+def build_catalog(
+    store_dir: Path,
+    rounds: Sequence[str],
+    run_records: Sequence[dict[str, Any]],
+    plans: Mapping[str, Path] | None = None,
+) -> Manifest:
+    """Rebuild the tables `catalog`, `runs` and `uses`; gives the catalog's manifest, for `write_manifest`.
 
     rounds: the rounds after the seed data, in order (`["r1", "r2"]`; a leading "r0" is allowed). run_records: rows of
     RUNS, whose JSON columns may be given as plain objects; of two records with one id the later start counts.
+    plans: round -> mixture plan, for `uses`.
     Raises StoreError if a sealed table is missing, does not fit its sister tables or is of a newer schema; the
     catalog that was there stays.
     """
@@ -37,17 +51,21 @@ def build_catalog(store_dir: Path, rounds: Sequence[str], run_records: Sequence[
     if len(set(rounds)) != len(rounds):
         raise StoreError(f"rounds are doubled: {', '.join(rounds)}")
     parts = [(SEED_ROUND, _seed_rows(store_dir)), *((one, _round_rows(store_dir, one)) for one in rounds)]
-    runs = _run_rows(run_records)
+    records = [_parsed(record) for record in run_records]
+    side = {"runs": _run_rows(records), "uses": uses_table(records, plans or {})}
     _check_ids([table for _, table in parts])
-    with staged(store_dir, "catalog") as staging, staged(store_dir, "runs") as staging_runs:
+    with contextlib.ExitStack() as stack:
+        staging = stack.enter_context(staged(store_dir, "catalog"))
         for number, (tag, table) in enumerate(parts):
             if number == 0:
                 dataset = write_fresh(table.to_batches(), CATALOG, staging)
             else:
                 dataset = lance.write_dataset(table, str(staging), mode="append")
             dataset.tags.create(tag, dataset.version)
-        write_fresh(runs.to_batches(), RUNS, staging_runs)
-        place(staging_runs, store_dir, "runs")
+        for name, table in side.items():
+            beside = stack.enter_context(staged(store_dir, name))
+            write_fresh(table.to_batches(), table.schema, beside)
+            place(beside, store_dir, name)
         place(staging, store_dir, "catalog")
     return catalog_manifest(store_dir)
 
@@ -57,9 +75,9 @@ def catalog_manifest(store_dir: Path) -> Manifest:
     return content_manifest(store_dir, "catalog")
 
 
-def catalog_rounds(store_dir: Path) -> list[str]:
+def catalog_rounds(store: "Store") -> list[str]:
     """The catalog's tags in order: r0, r1, …"""
-    tags = open_table(store_dir, "catalog").tags.list()
+    tags = store.open("catalog").tags.list()
     return sorted(tags, key=lambda tag: tags[tag]["version"])
 
 
@@ -80,10 +98,24 @@ def _round_rows(store_dir: Path, name: str) -> pa.Table:
     if wrong := sorted(set(clips["round"].to_pylist()) - {name}):
         raise StoreError(f"clips_{name} holds clips of round {', '.join(wrong)}; run `dvc repro correct@{name}`")
     scores = scores.take(where)
+    verdicts = [_verdict(one) for one in read_table(store_dir, f"clips_{name}", ["verdicts"])["verdicts"].to_pylist()]
+    clips = clips.append_column("verdict", pa.array(verdicts, pa.string()))
+    clips = clips.append_column("drift_part", _largest(scores))
     for column in CATALOG.names:
         if column not in clips.column_names and column in scores.column_names:
             clips = clips.append_column(column, scores[column])
     return _as_catalog(clips, {"split": "train", "table": f"clips_{name}"})
+
+
+def _verdict(verdicts: str) -> str:
+    return ",".join(one["name"] for one in json.loads(verdicts) if not one["pass"]) or "passed"
+
+
+def _largest(scores: pa.Table) -> pa.Array:
+    """Which part of the drift is the largest, by absolute value."""
+    parts = [name for name in scores.column_names if name.startswith("drift_")]
+    values = np.abs(np.stack([scores[name].to_numpy() for name in parts], 1)) if parts else np.zeros((0, 1))
+    return pa.array([parts[one].removeprefix("drift_") for one in values.argmax(1)], pa.string())
 
 
 def _read(store_dir: Path, name: str) -> pa.Table:
@@ -113,25 +145,41 @@ def _check_ids(tables: list[pa.Table]) -> None:
 
 
 def _run_rows(records: Sequence[dict[str, Any]]) -> pa.Table:
+    tables = {run["outputs"].get("digest") for run in records} - {None}
     rows: dict[str, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda one: str(one.get("started_at"))):
-        texts = {column: _json_text(record, column) for column in JSON_COLUMNS if column in record}
-        rows[str(record.get("run_id"))] = {**record, **texts}
+    for record in sorted(records, key=lambda one: str(one.get("started_at_time"))):
+        texts = {column: canonical_json(record[column]) for column in JSON_COLUMNS if column in record}
+        ids = {"used": _entities(record["inputs"], tables), "generated": _entities(record["outputs"], tables)}
+        rows[str(record.get("run_id"))] = ids | record | texts
     return rows_to_table([rows[one] for one in sorted(rows)], RUNS, "run_id", "runs")
 
 
-def _json_text(record: dict[str, Any], column: str) -> str:
-    value = record[column]
-    try:
-        return canonical_json(json.loads(value) if isinstance(value, str) else value)
-    except (ValueError, TypeError) as error:
-        raise StoreError(f"run {record.get('run_id')}: {column} is not JSON: {error}") from error
+def _entities(named: Mapping[str, Any], tables: set[Any]) -> list[str]:
+    """The ids that inputs or outputs name: ids as they are, a sealed table's digest as table-…, others as NAME-…"""
+    found = []
+    for name, value in named.items():
+        if isinstance(value, str) and (match := _DIGEST.fullmatch(value)):
+            kind = "table" if value in tables else name.removesuffix("_digest").replace("_", "-")
+            found.append(match[0] if match["kind"] else f"{kind}-{value[:ID_DIGITS]}")
+    return sorted(found)
 
 
-def read_runs(store_dir: Path) -> list[dict[str, Any]]:
+def _parsed(record: dict[str, Any]) -> dict[str, Any]:
+    """A run record with its JSON columns as objects."""
+    parsed = dict(record)
+    for column in JSON_COLUMNS:
+        value = record.get(column, {})
+        try:
+            parsed[column] = json.loads(canonical_json(json.loads(value) if isinstance(value, str) else value))
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"run {record.get('run_id')}: {column} is not JSON: {error}") from error
+    return parsed
+
+
+def read_runs(store: "Store") -> list[dict[str, Any]]:
     """Every run, its JSON columns parsed, sorted by start."""
-    rows = read_table(store_dir, "runs").to_pylist()
+    rows = store.read("runs").to_pylist()
     for one in rows:
         for column in JSON_COLUMNS:
             one[column] = json.loads(one[column])
-    return sorted(rows, key=lambda one: (one["started_at"], one["run_id"]))
+    return sorted(rows, key=lambda one: (one["started_at_time"], one["run_id"]))

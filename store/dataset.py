@@ -1,9 +1,12 @@
-"""One Lance dataset on disk: open it with care, write a fresh one, and move it into the store by one rename.
+"""One Lance dataset, in a folder or in object storage: open it with care, write a fresh one, move it into place.
 
-Notable: a table is written in full beside its place and appears there at once, so nobody ever sees half of one.
+Notable: a table is written in full beside its place and appears there at once, so nobody ever sees half of one; an
+older table of that name is exchanged for it in the same system call.
 """
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,21 +21,42 @@ from store.schema import VERSION_KEY
 
 # What Lance raises for damage and conflicts is spread over these.
 LANCE_ERRORS = (OSError, ValueError, RuntimeError, pa.ArrowException)
-_FOLDER = ".sealing"  # inside the store folder, so that the last step is a rename on one filesystem
+STAGING = ".sealing"  # inside the store folder, so that the last step is a rename on one filesystem
+_AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 
-def open_dataset(path: Path, version: str | int | None = None) -> lance.LanceDataset:
+def is_remote(uri: str | Path) -> bool:
+    """Whether a store is in object storage (`s3://bucket/registry`), not a folder."""
+    return "://" in str(uri)
+
+
+def dataset_uri(store: str | Path, name: str) -> str:
+    """Where the table `name` of a store lies."""
+    return f"{str(store).rstrip('/')}/{name}.lance" if is_remote(store) else str(Path(store) / f"{name}.lance")
+
+
+def storage_options(uri: str | Path) -> dict[str, str] | None:
+    """What Lance must be told besides the environment's credentials (AWS_…, or those of the cloud in question).
+
+    Plain http is allowed where AWS_ENDPOINT_URL asks for it, as a local S3 server's does.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not str(uri).startswith("s3://") or not endpoint:
+        return None
+    return {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+def open_dataset(uri: str | Path, version: str | int | None = None) -> lance.LanceDataset:
     """A Lance dataset, refused with StoreError if damaged, not ours, or written by a newer schema."""
     try:
-        dataset = lance.dataset(str(path), version=version)
+        dataset = lance.dataset(str(uri), version=version, storage_options=storage_options(uri))
         metadata = dataset.schema.metadata or {}
     except LANCE_ERRORS as error:
-        raise StoreError(
-            f"cannot read table {path} ({str(error).splitlines()[0]}); mend it with `dvc checkout` or `dvc repro`"
-        ) from error
+        mend = "" if is_remote(uri) else "; mend it with `dvc checkout` or `dvc repro`"
+        raise StoreError(f"cannot read table {uri} ({str(error).splitlines()[0]}){mend}") from error
     if VERSION_KEY not in metadata:
-        raise StoreError(f"{path} is not a table of this store: its schema has no {VERSION_KEY.decode()!r}")
-    check_version(int(metadata[VERSION_KEY]), path)
+        raise StoreError(f"{uri} is not a table of this store: its schema has no {VERSION_KEY.decode()!r}")
+    check_version(int(metadata[VERSION_KEY]), uri)
     return dataset
 
 
@@ -45,7 +69,7 @@ def staged(store_dir: Path, name: str) -> Iterator[Path]:
     target = store_dir / f"{name}.lance"
     if target.exists():
         open_dataset(target)
-    folder = store_dir / _FOLDER
+    folder = store_dir / STAGING
     staging = folder / f"{name}.lance"
     shutil.rmtree(staging, ignore_errors=True)  # what a crash left
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +89,27 @@ def write_fresh(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path
 
 
 def place(staging: Path, store_dir: Path, name: str) -> None:
-    """Move a finished table into the store. A folder cannot replace a full one, so an old table steps aside first."""
-    target, aside = store_dir / f"{name}.lance", store_dir / _FOLDER / f"{name}.old"
+    """Move a finished table into the store, in one step; an older table of that name goes."""
+    target, aside = store_dir / f"{name}.lance", store_dir / STAGING / f"{name}.old"
     shutil.rmtree(aside, ignore_errors=True)
-    if target.exists():
+    if not target.exists():
+        os.replace(staging, target)
+    elif exchange(staging, target):
+        os.replace(staging, aside)  # what `staging` now holds is the older table
+    else:
         os.replace(target, aside)
-    os.replace(staging, target)
+        os.replace(staging, target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two existing paths change places atomically (renameat2(2)); False where the filesystem cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    failed = ctypes.get_errno()
+    if failed in (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP):
+        return False
+    raise OSError(failed, os.strerror(failed), str(one), None, str(other))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-KINDS = ("seed", "rollout", "clip", "rewrite", "run", "model", "plan")
+KINDS = ("file", "seed", "rollout", "clip", "rewrite", "run", "model", "plan", "table")
 ID_DIGITS = 16
 
 

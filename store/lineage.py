@@ -15,17 +15,18 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from store.catalog import SEED_ROUND, catalog_rounds, read_runs
 from store.digest import id_of
 from store.errors import StoreError, printable
-from store.query import plain_rows
+from store.query import equals, plain_rows
 from store.schema import table_schema
-from store.table import read_table, table_names
+
+if TYPE_CHECKING:
+    from store.database import Store
 
 Node = dict[str, Any]
 _REWRITE = (
@@ -42,20 +43,20 @@ _REWRITE = (
 )
 _CLIP = ("kind", "round", "prompt", "fps", "num_frames", "height", "width", "video_sha256", "vae_digest")
 _SEED = ("kind", "split", "prompt", "source_path", "source_sha256", "license", "extra", *_CLIP[3:])
-_RUN = ("stage", "round", "git_commit", "device", "host", "started_at", "seconds", "flow_run_id", "params")
+_RUN = ("stage", "round", "git_commit", "device", "host", "started_at_time", "seconds", "flow_run_id", "params")
 _ROLLOUT = ("round", "prompt", "settings", "rng_name", "prefix_frames", "prefix_latents", "chunk_latents", *_CLIP[3:])
 _WIDTH = 100
 _HASH = re.compile(r"[0-9a-f]{40,64}")  # shortened for the terminal, whole in JSON
 _JSON = ("settings", "verdicts", "extra")
 
 
-def lineage(store_dir: Path, any_id: str) -> Node:
+def lineage(store: "Store", any_id: str) -> Node:
     """The tree {id, type, **facts, parents: [tree, …]} of a clip, rollout, rewrite, model, plan, run or round.
 
     type is the kind of thing: clip, seed, rollout, rewrite, model, plan, round, run. A plan may be named by its id or
     its 64-digit digest. Raises StoreError with the nearest ids if the store knows none of that name.
     """
-    tracer = _Tracer(Path(store_dir))
+    tracer = _Tracer(store)
     for trace in (
         tracer.clip,
         tracer.rollout,
@@ -72,16 +73,16 @@ def lineage(store_dir: Path, any_id: str) -> Node:
     near = [one for one in known if any_id and one.startswith(any_id)][:3]
     near = near or difflib.get_close_matches(any_id, known[:20_000], n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
-    raise StoreError(f"no clip, rollout, rewrite, model, plan, run or round {any_id!r} in {store_dir}{hint}")
+    raise StoreError(f"no clip, rollout, rewrite, model, plan, run or round {any_id!r} in {store.uri}{hint}")
 
 
 class _Tracer:
     """Walks backwards. Every method gives None if the id is not of its type."""
 
-    def __init__(self, store_dir: Path):
-        self.store = store_dir
-        self.runs = {run["run_id"]: run for run in read_runs(store_dir)}
-        self.tables = table_names(store_dir)
+    def __init__(self, store: "Store"):
+        self.store = store
+        self.runs = {run["run_id"]: run for run in read_runs(store)}
+        self.tables = store.names()
         self.told: set[str] = set()
 
     # What a type of thing is and comes from.
@@ -92,12 +93,16 @@ class _Tracer:
             return None
         clip = self._one(found["table"], "clip_id", clip_id) or found
         if found["kind"] == "seed":
-            return self._node(clip_id, "seed", _pick(clip, _SEED), lambda: [self.run(clip["run_id"])])
+            return self._node(clip_id, "seed", _pick(clip, _SEED), lambda: [self.run(clip["was_generated_by"])])
         return self._node(
             clip_id,
             "clip",
             _pick(clip, _CLIP) | {"drift": found["drift"]},
-            lambda: [self.rollout(clip["rollout_id"]), self.rewrite(clip["rewrite_id"]), self.run(clip["run_id"])],
+            lambda: [
+                self.rollout(clip["rollout_id"]),
+                self.rewrite(clip["rewrite_id"]),
+                self.run(clip["was_generated_by"]),
+            ],
         )
 
     def rollout(self, rollout_id: str) -> Node | None:
@@ -114,7 +119,11 @@ class _Tracer:
             rollout_id,
             "rollout",
             facts,
-            lambda: [self.clip(row["seed_clip_id"]), self.model(row["model_digest"]), self.run(row["run_id"])],
+            lambda: [
+                self.clip(row["seed_clip_id"]),
+                self.model(row["model_digest"]),
+                self.run(row["was_generated_by"]),
+            ],
         )
 
     def rewrite(self, rewrite_id: str) -> Node | None:
@@ -156,8 +165,8 @@ class _Tracer:
     def round(self, name: str) -> Node | None:
         if name not in catalog_rounds(self.store):
             return None
-        rows = read_table(self.store, "catalog", ["model_digest", "run_id"], where=_equals("round", name))
-        made = [one for column in ("model_digest", "run_id") for one in _distinct(rows, column)]
+        rows = self.store.read("catalog", ["model_digest", "was_generated_by"], where=equals("round", name))
+        made = [one for column in ("model_digest", "was_generated_by") for one in _distinct(rows, column)]
         return self._node(
             name,
             "round",
@@ -195,7 +204,7 @@ class _Tracer:
         """The first row whose column has this value, without video, latents and curves."""
         schema, _ = table_schema(table)
         columns = [one.name for one in schema if not (pa.types.is_large_binary(one.type) or pa.types.is_list(one.type))]
-        rows = plain_rows(read_table(self.store, table, columns, where=_equals(column, value)).slice(0, 1))
+        rows = plain_rows(self.store.read(table, columns, where=equals(column, value)).slice(0, 1))
         return {key: _parsed(key, value) for key, value in rows[0].items()} if rows else None
 
     def _rounds_until(self, name: str) -> list[str]:
@@ -205,11 +214,11 @@ class _Tracer:
     def known_ids(self) -> list[str]:
         """Every id that `lineage` answers, sorted."""
         columns = ["clip_id", "rollout_id", "rewrite_id", "model_digest"]
-        rows = read_table(self.store, "catalog", columns)
+        rows = self.store.read("catalog", columns)
         known = {one for column in columns for one in _distinct(rows, column)}
         for name in self.tables:
             if name.startswith("rollouts_"):
-                known.update(_distinct(read_table(self.store, name, ["rollout_id"]), "rollout_id"))
+                known.update(_distinct(self.store.read(name, ["rollout_id"]), "rollout_id"))
         for run in self.runs.values():
             known |= {run["run_id"], str(run["outputs"].get("model_digest", ""))}
             if run["stage"] == "mix" and "plan_digest" in run["outputs"]:
@@ -270,11 +279,6 @@ def _pick(row: Node, columns: Sequence[str]) -> Node:
 
 def _parsed(column: str, value: Any) -> Any:
     return json.loads(value) if column in _JSON and isinstance(value, str) else value
-
-
-def _equals(column: str, value: str) -> str:
-    quoted = value.replace("'", "''")
-    return f"{column} = '{quoted}'"
 
 
 def _distinct(rows: pa.Table, column: str) -> list[str]:

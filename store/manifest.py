@@ -108,7 +108,7 @@ def columns_of(schema: pa.Schema) -> list[tuple[str, str, bool]]:
     return [(field.name, str(field.type), field.nullable) for field in schema]
 
 
-def check_version(version: int, path: Path) -> None:
+def check_version(version: int, path: Path | str) -> None:
     """Raises StoreError for what a newer schema version wrote."""
     if version > SCHEMA_VERSION:
         raise StoreError(

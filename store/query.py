@@ -7,8 +7,7 @@ No model and no torch is needed to answer.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,12 @@ from store.catalog import SEED_ROUND, catalog_rounds
 from store.dataset import LANCE_ERRORS
 from store.errors import StoreError, nearest
 from store.schema import CATALOG
-from store.table import open_table
+
+if TYPE_CHECKING:
+    from store.database import Store
 
 KINDS = ("corrective", "seed", "all")
+DEFAULT = tuple(name for name in CATALOG.names if name not in ("look", "words"))  # columns, unless others are asked for
 _COMPARE: dict[type, str] = {exp.EQ: "=", exp.NEQ: "!=", exp.GT: ">", exp.GTE: ">=", exp.LT: "<", exp.LTE: "<="}
 _JOIN: dict[type, str] = {exp.And: "AND", exp.Or: "OR"}
 _LIKE: dict[type, str] = {exp.Like: "LIKE", exp.ILike: "ILIKE"}
@@ -30,7 +32,7 @@ _ALLOWED = "columns, 'text', numbers, = != < <= > >=, AND, OR, NOT, IN (…), BE
 
 
 def clips(
-    store_dir: Path,
+    store: "Store",
     round: str | None = None,
     kind: str | None = None,
     sort: str | None = None,
@@ -38,8 +40,8 @@ def clips(
     limit: int | None = None,
     columns: Sequence[str] | None = None,
     at: str | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the catalog as flat, JSON-able dicts.
+) -> pa.Table:
+    """Rows of the catalog.
 
     round: only this round's clips. kind: corrective, seed or all; left out, it is corrective (seed for round r0).
     sort: a column, ascending, or with a leading "-" descending; unknown values last, ties by clip_id, which is also
@@ -47,7 +49,7 @@ def clips(
     at: a tag; "r2" asks the aggregated data set as it was after round 2.
     Raises StoreError naming an unknown round, kind, column or tag and its nearest match.
     """
-    rounds = catalog_rounds(store_dir)
+    rounds = catalog_rounds(store)
     for what, value in (("round", round), ("tag", at)):
         if value is not None and value not in rounds:
             raise StoreError(f"no {what} {value!r} in the catalog; it holds {', '.join(rounds)}")
@@ -68,26 +70,39 @@ def clips(
     if sort is not None:
         column = check_column(sort.removeprefix("-"), CATALOG)
         order.insert(0, ColumnOrdering(column, ascending=not sort.startswith("-"), nulls_first=False))
-    if limit == 0:
-        return []
     try:
-        dataset = open_table(store_dir, "catalog", at)
-        wanted = list(columns or CATALOG.names)
+        dataset = store.open("catalog", at)
+        wanted = list(columns or DEFAULT)
         scanned = list(dict.fromkeys([*wanted, *(one.column_name for one in order)]))
         table = dataset.scanner(
-            columns=scanned, filter=" AND ".join(filters) or None, order_by=order, limit=limit
+            columns=scanned,
+            filter=" AND ".join(filters) or None,
+            order_by=order,
+            limit=None if limit is None else max(limit, 1),
         ).to_table()
     except StoreError:
         raise
     except LANCE_ERRORS as error:
-        raise StoreError(f"the catalog in {store_dir} cannot answer: {str(error).splitlines()[0]}") from error
-    return plain_rows(table.select(wanted))
+        raise StoreError(f"the catalog in {store.uri} cannot answer: {str(error).splitlines()[0]}") from error
+    return table.select(wanted).slice(0, limit)
+
+
+def equals(column: str, value: str) -> str:
+    """The filter `column = 'value'`, whatever the value holds."""
+    quoted = value.replace("'", "''")
+    return f"{column} = '{quoted}'"
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows as JSON-able dicts: float32 as the shortest decimal that means it (0.1, not 0.10000000149), NaN as None."""
     short = {field.name for field in table.schema if field.type == pa.float32()}
-    return [{key: _short(value) if key in short else value for key, value in one.items()} for one in table.to_pylist()]
+    rows = table.to_pylist()
+    return [{key: _short(value) if key in short else _joined(value) for key, value in one.items()} for one in rows]
+
+
+def _joined(value: Any) -> Any:
+    """A list of ids as one text."""
+    return " ".join(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
 
 
 def _short(value: float | None) -> float | None:

@@ -2,15 +2,21 @@
 
 Notable: each field carries its meaning as metadata (`doc`), each schema its version, so a table describes itself
 wherever it ends up. A column is nullable only where "unknown" or "does not apply" is a possible answer.
-Per-round tables are named `<base>_<round>` (`rollouts_r1`); `table_schema` knows the schema and key of any name.
+Lineage columns have the names of W3C PROV-DM: rows are entities, runs are activities. Videos and latents are plain
+large_binary, which every Arrow reader can read, not Lance's blob type (docs/store.md).
+Per-round tables are named `<base>_<round>` (`rollouts_r1`); a registry, which holds the rounds of many experiments, has
+one table of each kind (`rollouts`). `table_schema` knows the schema and key of any name.
 """
 
 import re
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"bagger.schema_version"
+
+LOOK_SIZE = 96  # of the embeddings in store/embedding.py
+WORDS_SIZE = 96
 
 _text, _real, _count = pa.string(), pa.float32(), pa.int32()
 
@@ -23,7 +29,8 @@ def _schema(*fields: pa.Field) -> pa.Schema:
     return pa.schema(list(fields), metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
-_RUN = _field("run_id", _text, "the stage run that made this row (table runs)")
+_GENERATED = _field("was_generated_by", _text, "PROV: the activity, a run_id of table runs")
+_DERIVED = _field("was_derived_from", pa.list_(_text), "PROV: ids of the entities that this one was made of")
 _PROMPT = _field("prompt", _text, "caption of the video as it plays")
 _SHAPE = [
     _field("fps", pa.float64(), "frames per second"),
@@ -38,6 +45,10 @@ _VIDEO = [
     _field("latents", pa.large_binary(), "normalised latents, float16 little-endian, C order"),
     _field("latents_shape", pa.list_(pa.int32()), "[C,F,h,w]"),
     _field("vae_digest", _text, "the VAE that made the latents"),
+]
+_EMBEDDINGS = [
+    _field("look", pa.list_(_real, LOOK_SIZE), "embedding look@1 of the frames: colours of a grid at start and end"),
+    _field("words", pa.list_(_real, WORDS_SIZE), "embedding words@1 of the prompt: hashed words and word pairs, unit"),
 ]
 _FEATURES = ("saturation", "contrast", "sharpness", "motion")
 _ORACLE = [
@@ -64,7 +75,9 @@ SEED = _schema(
     _field("extra", _text, "JSON of the source's other metadata columns"),
     *_SHAPE,
     *_VIDEO,
-    _RUN,
+    *_EMBEDDINGS,
+    _DERIVED,
+    _GENERATED,
 )
 
 ROLLOUTS = _schema(
@@ -80,7 +93,8 @@ ROLLOUTS = _schema(
     _field("prefix_latents", _count, "true latent frames at the start"),
     _field("chunk_latents", _count, "latent frames generated at a time"),
     *_VIDEO,
-    _RUN,
+    _DERIVED,
+    _GENERATED,
 )
 
 SCORES = _schema(
@@ -92,7 +106,8 @@ SCORES = _schema(
     *_drift(null=False),
     _field("gate", _text, "empty = passed, otherwise the reason of the hard failure"),
     *_ORACLE,
-    _RUN,
+    _DERIVED,
+    _GENERATED,
 )
 
 CLIPS = _schema(
@@ -115,7 +130,9 @@ CLIPS = _schema(
     _field("attempts", _count, "rewriting attempts"),
     *_SHAPE,
     *_VIDEO,
-    _RUN,
+    *_EMBEDDINGS,
+    _DERIVED,
+    _GENERATED,
 )
 
 
@@ -131,25 +148,36 @@ CATALOG = _schema(
     _PROMPT,
     _maybe("source_prompt", "prompt before rewriting"),
     *_drift(null=True),
+    _maybe("drift_part", "the feature that drifted most, by absolute value"),
     *_ORACLE,
     _maybe("gate", "empty = passed, otherwise the hard failure"),
+    _maybe("scorer", "what measured the drift, name@version"),
     _maybe("reversal_class", "what reversal does to the caption's meaning"),
     _maybe("marker_style", "how the prompt marks reversal"),
     _maybe("rewriter_kind", "which rewriter"),
+    _maybe("verdict", "passed, or the names of the rewrite's failed checks, separated by commas"),
     _maybe("rollout_id", "parent rollout"),
     _maybe("seed_clip_id", "seed clip of the rollout"),
     _maybe("rewrite_id", "the prompt's rewrite"),
     _maybe("model_digest", "the model that generated"),
-    _RUN,
+    _DERIVED,
+    _GENERATED,
     _field("table", _text, "sealed table that holds the row with video and latents"),
     *_SHAPE,
     _field("video_sha256", _text, "sha256 of the mp4 bytes"),
+    *_EMBEDDINGS,
 )
 
 RUNS = _schema(
     _field("run_id", _text, "run-…"),
     _field("stage", _text, "base, seed, rollout …"),
     _maybe("round", "round of the stage"),
+    _field("used", pa.list_(_text), "PROV: ids of the entities that the run read"),
+    _field("generated", pa.list_(_text), "PROV: ids of the entities that the run made"),
+    _field("was_associated_with", _text, "PROV: the agent, this software and its version"),
+    _field("started_at_time", _text, "PROV: ISO 8601"),
+    _field("ended_at_time", _text, "PROV: ISO 8601"),
+    _field("seconds", pa.float64(), "wall time"),
     _field("params", _text, "JSON of the stage's params"),
     _field("inputs", _text, "JSON of input digests and ids"),
     _field("outputs", _text, "JSON of output digests, ids and counts"),
@@ -158,13 +186,34 @@ RUNS = _schema(
     _maybe("flow_run_id", "Prefect flow run"),
     _field("device", _text, "cpu, cuda …"),
     _field("host", _text, "machine name"),
-    _field("started_at", _text, "ISO 8601"),
-    _field("seconds", pa.float64(), "wall time"),
 )
 
-_TABLES = {"seed": (SEED, "clip_id"), "catalog": (CATALOG, "clip_id"), "runs": (RUNS, "run_id")}
+USES = _schema(
+    _field("use_id", _text, "<plan_id>/<clip_id>"),
+    _field("plan_id", _text, "the mixture plan, plan-…"),
+    _maybe("model_digest", "the model trained on the plan, model-…; unknown if it never was"),
+    _field("clip_id", _text, "seed-… or clip-…"),
+    _field("kind", _text, "seed or corrective"),
+    _field("clip_round", _text, "the clip's round, r0 for seed"),
+    _field("round", _text, "the round whose training this is"),
+    _field("steps", pa.list_(_count), "optimiser steps that saw the clip, ascending, one entry a sample"),
+)
+
+# A registry tells experiments apart: their catalogs stand in one table.
+_EXPERIMENT = _field("experiment", _text, "name that the rows were registered under")
+REGISTRY_CATALOG = _schema(
+    _field("entry_id", _text, "<experiment>/<round>/<clip_id>"), _EXPERIMENT, *CATALOG
+)  # fmt: skip
+
 _ROUND_TABLES = {"rollouts": (ROLLOUTS, "rollout_id"), "scores": (SCORES, "rollout_id"), "clips": (CLIPS, "clip_id")}
-_STAGES = {"seed": "seed", "catalog": "catalog", "runs": "catalog"}
+_TABLES = {
+    "seed": (SEED, "clip_id"),
+    "catalog": (CATALOG, "clip_id"),
+    "runs": (RUNS, "run_id"),
+    "uses": (USES, "use_id"),
+    **_ROUND_TABLES,
+}
+_STAGES = {"seed": "seed", "catalog": "catalog", "runs": "catalog", "uses": "catalog"}
 _ROUND_STAGES = {"rollouts": "rollout", "scores": "score", "clips": "correct"}
 _NAME = re.compile(r"(?P<base>rollouts|scores|clips)_(?P<round>r[1-9][0-9]*)")
 
@@ -175,12 +224,15 @@ def table_schema(name: str) -> tuple[pa.Schema, str]:
         return _ROUND_TABLES[match["base"]]
     if name in _TABLES:
         return _TABLES[name]
-    raise ValueError(f"no table is called {name!r}; tables: seed, rollouts_rK, scores_rK, clips_rK, catalog, runs")
+    raise ValueError(f"no table is called {name!r}; known: seed, rollouts_rK, scores_rK, clips_rK, catalog, runs, uses")
 
 
-def table_stage(name: str) -> str:
-    """The DVC stage that writes a table: `rollouts_r1` -> `rollout@r1`. Raises ValueError as `table_schema`."""
+def table_stage(name: str) -> str | None:
+    """The DVC stage that writes a table: `rollouts_r1` -> `rollout@r1`; None for a registry's `rollouts`.
+
+    Raises ValueError as `table_schema`.
+    """
     table_schema(name)
     if match := _NAME.fullmatch(name):
         return f"{_ROUND_STAGES[match['base']]}@{match['round']}"
-    return _STAGES[name]
+    return _STAGES.get(name)

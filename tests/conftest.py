@@ -14,6 +14,7 @@ import pytest
 
 from store.catalog import build_catalog
 from store.digest import bytes_sha256, digest, id_of
+from store.embedding import look, words
 from store.latents import pack_latents
 from store.mixture import Pool, expand, summary, write_plan
 from store.schema import table_schema
@@ -44,6 +45,11 @@ def media(name: str, number: int) -> dict:
     }
 
 
+def embeddings(number: int, prompt: str) -> dict:
+    """Columns of a clip of `number` times a grey, and of its prompt."""
+    return {"look": look(np.full((3, 16, 16, 3), 20 * number, np.uint8)), "words": words(prompt)}
+
+
 def seed_rows() -> list[dict]:
     return [
         {
@@ -54,8 +60,10 @@ def seed_rows() -> list[dict]:
             "source_path": f"videos/{n}.mp4",
             "source_sha256": bytes_sha256(b"%d" % n),
             "extra": "{}",
-            "run_id": "run-seed",
+            "was_derived_from": [id_of("file", bytes_sha256(b"%d" % n))],
+            "was_generated_by": "run-seed",
             **media(f"seed-{n}", n),
+            **embeddings(n, f"a red disc moves left, it's number {n}"),
         }
         for n in range(4)
     ]
@@ -74,7 +82,8 @@ def rollout_rows(name: str, model: str) -> list[dict]:
             "prefix_frames": 1,
             "prefix_latents": 1,
             "chunk_latents": 1,
-            "run_id": f"run-rollout-{name}",
+            "was_derived_from": [f"seed-{n}", model],
+            "was_generated_by": f"run-rollout-{name}",
             **media(f"rollout-{name}-{n}", 10 + n),
         }
         for n in range(2)
@@ -93,7 +102,8 @@ def score_rows(name: str) -> list[dict]:
             "drift": {"r1": 0.9, "r2": 0.4}[name] - 0.3 * n,
             "gate": "",
             "oracle_color_error": 0.25 if n == 0 else None,
-            "run_id": f"run-score-{name}",
+            "was_derived_from": [f"rollout-{name}-{n}"],
+            "was_generated_by": f"run-score-{name}",
         }
         for n in range(2)
     ]
@@ -118,8 +128,10 @@ def clip_rows(name: str, model: str) -> list[dict]:
             "raw_output": f"a red disc moves right, it's number {n}",
             "verdicts": json.dumps([{"name": "parses", "pass": True}]),
             "attempts": 1,
-            "run_id": f"run-correct-{name}",
+            "was_derived_from": [f"rollout-{name}-{n}", f"rewrite-{n}"],
+            "was_generated_by": f"run-correct-{name}",
             **media(f"clip-{name}-{n}", int(name[1:]) * 100 + n),
+            **embeddings(n, f"a red disc moves right, it's number {n}"),
         }
         for n in range(2)
     ]
@@ -130,14 +142,16 @@ def run(stage: str, name: str | None, inputs: dict, outputs: dict, number: int) 
         "run_id": f"run-{stage}" + (f"-{name}" if name else ""),
         "stage": stage,
         "round": name,
-        "params": {"stage": stage},
+        "params": {"stage": stage, "train": {"batch_size": 4}},
         "inputs": inputs,
         "outputs": outputs,
         "git_commit": "0" * 40,
         "packages": {"numpy": "2"},
         "device": "cpu",
         "host": "here",
-        "started_at": f"2026-01-01T00:00:{number:02d}+00:00",
+        "was_associated_with": "bagger 0",
+        "started_at_time": f"2026-01-01T00:00:{number:02d}+00:00",
+        "ended_at_time": f"2026-01-01T00:00:{number:02d}+00:00",
         "seconds": 1.5,
     }
 
@@ -184,8 +198,11 @@ def build(root: Path) -> SimpleNamespace:
             ),
         ]
         previous = name
-    manifest = build_catalog(store, ROUNDS, runs)
-    return SimpleNamespace(root=root, store=store, models=models, plans=plans, runs=runs, manifest=manifest)
+    files = {name: root / "plans" / f"{name}.parquet" for name in plans}
+    manifest = build_catalog(store, ROUNDS, runs, files)
+    return SimpleNamespace(
+        root=root, store=store, files=files, models=models, plans=plans, runs=runs, manifest=manifest
+    )
 
 
 @pytest.fixture(scope="session")

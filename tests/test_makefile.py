@@ -41,7 +41,7 @@ def test_a_pip_at_hand_stands_in_for_ensurepip(setup):
     assert done.returncode == 0, done.stderr
     made = asked.index("-m venv --clear --without-pip .venv")
     assert asked[made + 1] == "-m pip --quiet --python .venv/bin/python install --ignore-installed pip"
-    assert any("-e .[dev]" in line for line in asked[made + 2 :])
+    assert any("-e .[browse,dev,s3]" in line for line in asked[made + 2 :])
 
 
 def test_without_any_pip_one_line_says_what_to_install(setup):

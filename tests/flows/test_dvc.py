@@ -23,7 +23,10 @@ PLUMBING = {
 }
 
 # Not stages: the command line, what it alone uses, and the runner of stages.
-COMMANDS = {"flows/cli.py", "flows/repro.py", "flows/schedule.py", "flows/video.py"}
+COMMANDS = {
+    *(f"flows/{name}.py" for name in ("cli", "cli_clips", "cli_lineage", "console")),
+    *(f"flows/{name}.py" for name in ("repro", "schedule", "video")),
+}
 
 
 @cache

@@ -25,9 +25,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.params import load_params, set_rounds
-from store.lineage import lineage
-from store.query import clips
-from store.table import content_manifest, read_manifest, read_table, row
+from store import Store
+from store.table import content_manifest, read_manifest, read_table
 from store.video import decode_video, probe
 
 ROOT = Path(__file__).parents[2]
@@ -350,7 +349,7 @@ def test_corrective_clips_are_rollouts_played_backwards(loop):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == load_params(SMOKE).round("r2").rollouts
     for clip in read_table(loop.store, "clips_r2", ["rollout_id", "video", "num_frames"]).to_pylist()[:3]:
-        forwards = decode_video(row(loop.store, "rollouts_r2", clip["rollout_id"])["video"])
+        forwards = decode_video(read_table(loop.store, "rollouts_r2", ids=[clip["rollout_id"]])["video"][0].as_py())
         backwards = decode_video(clip["video"])
         assert len(forwards) == clip["num_frames"]
         error = np.abs(forwards[::-1].astype(int) - backwards).mean()
@@ -365,9 +364,9 @@ def walk(node: dict):
 
 
 def test_lineage_reaches_everything(loop):
-    clip = clips(loop.store, round="r2", sort="-drift", limit=1)[0]
+    clip = Store(loop.store).clips(round="r2", sort="-drift", limit=1).to_pylist()[0]
     found: dict[str, list[dict]] = {}
-    for node in walk(lineage(loop.store, clip["clip_id"])):
+    for node in walk(Store(loop.store).lineage(clip["clip_id"])):
         found.setdefault(node["type"], []).append(node)
     assert all("note" not in node for nodes in found.values() for node in nodes)  # nothing that the store cannot tell
     rollout, seed, rewrite = (found[kind][0] for kind in ("rollout", "seed", "rewrite"))
@@ -391,10 +390,10 @@ def test_catalog_has_a_tag_per_round(loop):
     seeds = params.toy.num_train + params.toy.num_heldout
     sizes = [seeds, *(params.round(k).rollouts for k in params.round_names)]
     for index, name in enumerate(ROUNDS):
-        found = clips(loop.store, kind="all", at=name)
+        found = Store(loop.store).clips(kind="all", at=name).to_pylist()
         assert len(found) == sum(sizes[: index + 1])
         assert {clip["round"] for clip in found} == set(ROUNDS[: index + 1])
-    assert all(clip["drift"] >= 0 for clip in clips(loop.store))
+    assert all(clip["drift"] >= 0 for clip in Store(loop.store).clips().to_pylist())
 
 
 FROM_PRETRAINED = """

@@ -20,8 +20,8 @@ from flows.command import command
 from flows.params import load_params
 from flows.seed import main
 from flows.server import prefect_server
+from store import Store
 from store.latents import unpack_latents
-from store.query import clips
 from store.schema import VERSION_KEY
 from store.table import content_manifest, read_manifest, read_table
 from store.video import decode_video, ffmpeg, probe
@@ -316,11 +316,10 @@ def test_the_loop_turns_on_a_users_folder(made, project, folder, seed):
         stage.main(params, "r1")
     catalog.main(params)
     report.main(params)
-    found = clips(Path("data/store"), round="r1")
+    store = Store()
+    found = store.clips(round="r1").to_pylist()
     assert len(found) == params.round("r1").rollouts
-    assert {clip["source_prompt"] for clip in found} <= {
-        row["prompt"] for row in clips(Path("data/store"), kind="seed")
-    }
+    assert {clip["source_prompt"] for clip in found} <= {row["prompt"] for row in store.clips(kind="seed").to_pylist()}
     assert all(clip["prompt"].lower().startswith("a reversed video of") for clip in found)
     assert all(clip["drift"] >= 0 and clip["oracle_color_error"] is None for clip in found)
     assert {"drift_by_round.csv", "drift.png", "grid.mp4"} <= {path.name for path in Path("reports").iterdir()}
@@ -392,7 +391,7 @@ def test_store_of_a_newer_schema_is_left_alone(with_store, folder, seed):
     write_params(source=folder)
     with left_as_it_was("data/store", "data/manifests"):
         error = error_of(seed(fails=True))
-    assert "was written by a newer bagger (store schema 99, this one reads up to 1)" in error
+    assert "was written by a newer bagger (store schema 99, this one reads up to 2)" in error
 
 
 def test_interrupted_seed_keeps_what_it_had(project, folder, tmp_path, seed):

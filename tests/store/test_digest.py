@@ -22,7 +22,7 @@ def test_what_has_no_single_json_form_is_refused(bad):
 
 def test_ids():
     assert make_id("clip", {"a": 1}) == f"clip-{digest({'a': 1})[:16]}" == id_of("clip", digest({"a": 1}))
-    with pytest.raises(ValueError, match="known: seed"):
+    with pytest.raises(ValueError, match="known: file, seed"):
         make_id("video", {})
 
 

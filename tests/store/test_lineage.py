@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from store import Store
 from store.digest import id_of
 from store.lineage import lineage, render_tree
 from store.table import StoreError
@@ -23,7 +24,7 @@ def parent(tree, kind):
 
 
 def test_a_corrective_clip_of_round_1(tiny):
-    tree = lineage(tiny.store, "clip-r1-1")
+    tree = lineage(Store(tiny.store), "clip-r1-1")
     assert (tree["type"], tree["round"], tree["drift"]) == ("clip", "r1", 0.6)
     rollout = parent(tree, "rollout")
     assert rollout["id"] == "rollout-r1-1"
@@ -46,7 +47,7 @@ def test_a_corrective_clip_of_round_1(tiny):
 
 
 def test_round_2_reaches_its_models_mixture_and_round_1(tiny):
-    tree = lineage(tiny.store, "clip-r2-0")
+    tree = lineage(Store(tiny.store), "clip-r2-0")
     model = parent(parent(tree, "rollout"), "model")
     assert (model["id"], model["round"]) == (tiny.models["r1"], "r1")
     plan = parent(model, "plan")
@@ -60,7 +61,7 @@ def test_round_2_reaches_its_models_mixture_and_round_1(tiny):
 
 
 def test_everything_is_told_once(tiny):
-    nodes = list(walk(lineage(tiny.store, "clip-r2-0")))
+    nodes = list(walk(lineage(Store(tiny.store), "clip-r2-0")))
     told = [node["id"] for node in nodes if not node.get("repeated")]
     assert len(told) == len(set(told))
     assert all(node["id"] in told and node["parents"] == [] for node in nodes if node.get("repeated"))
@@ -78,25 +79,25 @@ def test_any_id_has_a_lineage_and_it_is_json(tiny):
         "r2": "round",
     }
     for one, kind in ids.items():
-        tree = lineage(tiny.store, one)
+        tree = lineage(Store(tiny.store), one)
         assert (tree["type"], tree["id"]) == (kind, one if len(one) != 64 else id_of("plan", one))
         assert json.loads(json.dumps(tree)) == tree
-    train = lineage(tiny.store, "run-train-r2")
+    train = lineage(Store(tiny.store), "run-train-r2")
     assert [one["id"] for one in train["parents"]] == [tiny.models["base"], id_of("plan", tiny.plans["r2"])]
     assert train["outputs"] == {"model_digest": tiny.models["r2"]}
-    assert [one["type"] for one in lineage(tiny.store, tiny.models["r2"])["parents"]] == ["plan", "model", "run"]
+    assert [one["type"] for one in lineage(Store(tiny.store), tiny.models["r2"])["parents"]] == ["plan", "model", "run"]
 
 
 def test_an_unknown_id_names_the_nearest(tiny):
     for wrong, near in (("clip-r1-9", "clip-r1-"), ("model-", "model-"), ("rollout-r2", "rollout-r2-0, rollout-r2-1")):
         with pytest.raises(StoreError, match=f"nearest: .*{near}"):
-            lineage(tiny.store, wrong)
+            lineage(Store(tiny.store), wrong)
     with pytest.raises(StoreError, match="no clip, rollout"):
-        lineage(tiny.store, "it's")
+        lineage(Store(tiny.store), "it's")
 
 
 def test_the_tree_for_a_terminal(tiny):
-    text = render_tree(lineage(tiny.store, "clip-r2-0"))
+    text = render_tree(lineage(Store(tiny.store), "clip-r2-0"))
     lines = text.splitlines()
     assert lines[0] == "clip clip-r2-0"
     assert any(line.endswith(" · drift: 0.4") for line in lines)

@@ -5,39 +5,44 @@ import time
 
 import pytest
 
-from store.query import clips, render_where
+from store import Store
+from store.query import DEFAULT, clips, plain_rows, render_where
 from store.schema import CATALOG
 from store.table import StoreError
 
 
 def ids(found):
-    return [one["clip_id"] for one in found]
+    return found["clip_id"].to_pylist()
 
 
 def test_corrective_clips_by_default_in_order_of_id(tiny):
-    assert ids(clips(tiny.store)) == ["clip-r1-0", "clip-r1-1", "clip-r2-0", "clip-r2-1"]
-    assert ids(clips(tiny.store, round="r2")) == ["clip-r2-0", "clip-r2-1"]
-    assert ids(clips(tiny.store, kind="seed")) == ids(clips(tiny.store, round="r0")) == [f"seed-{n}" for n in range(4)]
-    assert len(clips(tiny.store, kind="all")) == 8
-    assert ids(clips(tiny.store, at="r1")) == ["clip-r1-0", "clip-r1-1"]
+    assert ids(clips(Store(tiny.store))) == ["clip-r1-0", "clip-r1-1", "clip-r2-0", "clip-r2-1"]
+    assert ids(clips(Store(tiny.store), round="r2")) == ["clip-r2-0", "clip-r2-1"]
+    assert (
+        ids(clips(Store(tiny.store), kind="seed"))
+        == ids(clips(Store(tiny.store), round="r0"))
+        == [f"seed-{n}" for n in range(4)]
+    )
+    assert len(clips(Store(tiny.store), kind="all")) == 8
+    assert ids(clips(Store(tiny.store), at="r1")) == ["clip-r1-0", "clip-r1-1"]
 
 
 def test_sort_is_ascending_and_minus_descending_with_unknown_last(tiny):
     by_drift = ["clip-r2-1", "clip-r2-0", "clip-r1-1", "clip-r1-0"]
-    assert ids(clips(tiny.store, sort="drift")) == by_drift
-    assert ids(clips(tiny.store, sort="-drift")) == by_drift[::-1]
-    assert ids(clips(tiny.store, sort="-drift", limit=2)) == by_drift[:1:-1]
-    assert clips(tiny.store, limit=0) == []
+    assert ids(clips(Store(tiny.store), sort="drift")) == by_drift
+    assert ids(clips(Store(tiny.store), sort="-drift")) == by_drift[::-1]
+    assert ids(clips(Store(tiny.store), sort="-drift", limit=2)) == by_drift[:1:-1]
+    assert ids(clips(Store(tiny.store), limit=0)) == []
     for sort in ("oracle_color_error", "-oracle_color_error"):
-        assert ids(clips(tiny.store, sort=sort)) == ["clip-r1-0", "clip-r2-0", "clip-r1-1", "clip-r2-1"]
+        assert ids(clips(Store(tiny.store), sort=sort)) == ["clip-r1-0", "clip-r2-0", "clip-r1-1", "clip-r2-1"]
 
 
 def test_rows_are_flat_json(tiny):
-    found = clips(tiny.store, columns=["drift", "clip_id", "num_frames"], sort="-drift", limit=1)
-    assert json.dumps(found) == '[{"drift": 0.9, "clip_id": "clip-r1-0", "num_frames": 3}]'
-    whole = clips(tiny.store)[0]
-    assert list(whole) == CATALOG.names
-    assert all(value is None or isinstance(value, str | int | float) for value in whole.values())
+    found = clips(Store(tiny.store), columns=["drift", "clip_id", "num_frames"], sort="-drift", limit=1)
+    assert json.dumps(plain_rows(found)) == '[{"drift": 0.9, "clip_id": "clip-r1-0", "num_frames": 3}]'
+    whole = clips(Store(tiny.store))
+    assert whole.schema.names == list(DEFAULT)
+    json.dumps(plain_rows(whole))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_rows_are_flat_json(tiny):
     ],
 )
 def test_where(tiny, where, expected):
-    assert ids(clips(tiny.store, where=where)) == expected
+    assert ids(clips(Store(tiny.store), where=where)) == expected
 
 
 @pytest.mark.parametrize(
@@ -110,18 +115,18 @@ def test_mistakes_are_named_with_the_nearest_match(tiny):
         ({"limit": -1}, "limit must be 0 or more"),
     ):
         with pytest.raises(StoreError, match=message):
-            clips(tiny.store, **what)
+            clips(Store(tiny.store), **what)
 
 
 def test_a_missing_catalog_is_named_with_the_command(tmp_path):
     with pytest.raises(StoreError, match="dvc repro catalog"):
-        clips(tmp_path)
+        clips(Store(tmp_path))
 
 
 def test_asking_needs_no_torch_and_is_quick(tiny):
     code = (
-        "import sys, store.query, store.lineage, store.loader\n"
-        f"assert len(store.query.clips({str(tiny.store)!r}, sort='-drift')) == 4\n"
+        "import sys, store.loader\nfrom store import Store\n"
+        f"assert len(Store({str(tiny.store)!r}).clips(sort='-drift')) == 4\n"
         "print(sorted({'torch', 'transformers', 'diffusers', 'prefect', 'datasets', 'lancedb'} & set(sys.modules)))"
     )
     start = time.monotonic()

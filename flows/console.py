@@ -1,0 +1,143 @@
+"""What the commands of `bagger` share: how they fail, what they print, which options mean the same everywhere.
+
+Notable: what a command says of its own accord goes to standard error, its answer to standard output; with --json the
+answer is one JSON array of flat objects and nothing else.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flows.command import clear_errors, say
+from store.errors import printable
+
+if TYPE_CHECKING:
+    from store import Store
+
+SHORT = 24  # characters of a cell that a terminal's table keeps in one line
+SIGPIPE_STATUS = 128 + 13
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON array of flat objects, and nothing else.")]
+StoreUri = Annotated[
+    str, typer.Option("--store", metavar="URI", help="The store's folder, or a registry (a folder or s3://…).")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE.mp4", help="The file to write; its folder must be there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE.mp4 if it is there.")]
+
+
+class CommandError(ValueError):
+    """Something a command was asked and cannot do; the message says why."""
+
+
+class Commands(TyperGroup):
+    """Gives every command the project's way to fail, whichever it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_errors(ctx.params["traceback"]), quiet_pipe():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Ends without a word when whoever reads standard output has left."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(SIGPIPE_STATUS) from None
+
+
+def command_group() -> typer.Typer:
+    """Commands to be joined to `bagger` by `app.add_typer`; their help is plain text."""
+    return typer.Typer(rich_markup_mode=None)
+
+
+def open_store(uri: str) -> "Store":
+    """The store that a command asks."""
+    from store import Store
+
+    return Store(uri)
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Refuses an output file that cannot be written, before any work is done for it."""
+    if not out.parent.is_dir():
+        raise CommandError(f"--out {out}: there is no folder {out.parent}; make it with `mkdir -p {out.parent}`")
+    if out.is_dir():
+        raise CommandError(f"--out {out}: is a folder; name a file in it")
+    if out.suffix.lower() != ".mp4":
+        raise CommandError(f"--out {out}: found the ending {out.suffix!r}; expected .mp4, which is what is written")
+    if out.exists() and not force:
+        raise CommandError(f"--out {out}: is there already; --force replaces it")
+
+
+def write(out: Path, data: bytes) -> None:
+    """The file, whole or not at all."""
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(data)
+        draft.replace(out)
+    except OSError as error:
+        raise CommandError(f"--out {out}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def print_json(rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON array, an object a line."""
+    lines = ",\n ".join(json.dumps(row, allow_nan=False) for row in rows)
+    print(f"[{lines}]")
+
+
+def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Rows for a person: in a terminal a table that fits it, elsewhere plain aligned columns. Nothing is cut short."""
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    right = [any(isinstance(row[column], int | float) for row in rows) for column in columns]
+    if sys.stdout.isatty():
+        _print_rich(cells, columns, right)
+    else:
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        for line in [columns, *cells]:
+            parts = zip(line, widths, right, strict=True)
+            print("  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in parts).rstrip())
+    if not rows:
+        say("no such clips")
+
+
+def _print_rich(cells: Sequence[Sequence[str]], columns: Sequence[str], right: Sequence[bool]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    short = [width <= SHORT for width in widths]
+    # An id in two lines cannot be copied: long texts give way, unless even then the terminal is too narrow.
+    roomy = (
+        sum(width + 3 if is_short else SHORT // 2 for width, is_short in zip(widths, short, strict=True))
+        <= console.width
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name, is_short, is_right in zip(columns, short, right, strict=True):
+        table.add_column(name, justify="right" if is_right else "left", overflow="fold", no_wrap=is_short and roomy)
+    for line in cells:
+        table.add_row(*map(Text, line))  # Text: a [word] in a prompt is no markup
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(str(value))
