@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_clips, cli_lineage, paths
+from flows import cli_browse, cli_clips, cli_diff, cli_health, cli_lineage, cli_registry, paths
 from flows.command import say
 from flows.console import CommandError, Commands, Force, Out, StoreUri, check_out
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for commands in (cli_clips, cli_lineage):
+for commands in (cli_clips, cli_lineage, cli_diff, cli_health, cli_registry, cli_browse):
     app.add_typer(commands.app)
 
 

@@ -28,6 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON array of flat
 StoreUri = Annotated[
     str, typer.Option("--store", metavar="URI", help="The store's folder, or a registry (a folder or s3://…).")
 ]
+Rev = Annotated[
+    str | None,
+    typer.Option("--rev", metavar="GIT_REV", help="As it was at a commit, branch or tag of git, through DVC."),
+]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.mp4", help="The file to write; its folder must be there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace FILE.mp4 if it is there.")]
 
@@ -60,8 +64,12 @@ def command_group() -> typer.Typer:
     return typer.Typer(rich_markup_mode=None)
 
 
-def open_store(uri: str) -> "Store":
-    """The store that a command asks."""
+def open_store(uri: str, rev: str | None = None) -> "Store":
+    """The store that a command asks; with `rev` as that git revision had it."""
+    if rev is not None:
+        from flows.revisions import open_revision
+
+        return open_revision(rev, uri)
     from store import Store
 
     return Store(uri)

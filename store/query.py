@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import sqlglot
-from lance.dataset import ColumnOrdering
 from sqlglot import exp
 
 from store.catalog import SEED_ROUND, catalog_rounds
-from store.dataset import LANCE_ERRORS
 from store.errors import StoreError, nearest
+from store.scan import scan
 from store.schema import CATALOG
 
 if TYPE_CHECKING:
@@ -66,25 +65,10 @@ def clips(
         filters.append(f"round = '{round}'")
     if where is not None:
         filters.append(f"({render_where(where, CATALOG)})")
-    order = [ColumnOrdering("clip_id")]
+    order = [("clip_id", True)]
     if sort is not None:
-        column = check_column(sort.removeprefix("-"), CATALOG)
-        order.insert(0, ColumnOrdering(column, ascending=not sort.startswith("-"), nulls_first=False))
-    try:
-        dataset = store.open("catalog", at)
-        wanted = list(columns or DEFAULT)
-        scanned = list(dict.fromkeys([*wanted, *(one.column_name for one in order)]))
-        table = dataset.scanner(
-            columns=scanned,
-            filter=" AND ".join(filters) or None,
-            order_by=order,
-            limit=None if limit is None else max(limit, 1),
-        ).to_table()
-    except StoreError:
-        raise
-    except LANCE_ERRORS as error:
-        raise StoreError(f"the catalog in {store.uri} cannot answer: {str(error).splitlines()[0]}") from error
-    return table.select(wanted).slice(0, limit)
+        order.insert(0, (check_column(sort.removeprefix("-"), CATALOG), not sort.startswith("-")))
+    return scan(store.open("catalog", at), list(columns or DEFAULT), " AND ".join(filters) or None, order, limit)
 
 
 def equals(column: str, value: str) -> str:

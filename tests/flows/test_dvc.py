@@ -24,8 +24,8 @@ PLUMBING = {
 
 # Not stages: the command line, what it alone uses, and the runner of stages.
 COMMANDS = {
-    *(f"flows/{name}.py" for name in ("cli", "cli_clips", "cli_lineage", "console")),
-    *(f"flows/{name}.py" for name in ("repro", "schedule", "video")),
+    *(f"flows/{name}.py" for name in ("cli", "cli_browse", "cli_clips", "cli_diff", "cli_health", "cli_lineage")),
+    *(f"flows/{name}.py" for name in ("cli_registry", "console", "page", "repro", "revisions", "schedule", "video")),
 }
 
 

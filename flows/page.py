@@ -1,0 +1,1 @@
+"""The page of `bagger browse`, run by Streamlit."""
