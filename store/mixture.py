@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from store.digest import digest
 from store.errors import StoreError, few
 from store.manifest import check_version
-from store.schema import SCHEMA_VERSION, VERSION_KEY
+from store.schema import VERSION_KEY
 
+PLAN_VERSION = 1  # of the columns of a plan; tables have a version of their own
 PLAN = pa.schema(
     [
         pa.field("position", pa.int64(), nullable=False, metadata={b"doc": b"0, 1, ...: order of training"}),
@@ -30,7 +31,7 @@ PLAN = pa.schema(
         pa.field("round", pa.string(), nullable=False, metadata={b"doc": b"round of the clip, r0 for seed"}),
         pa.field("table", pa.string(), nullable=False, metadata={b"doc": b"sealed table that holds it"}),
     ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
+    metadata={VERSION_KEY: str(PLAN_VERSION).encode()},
 )
 _DIGEST_KEY = b"bagger.plan_digest"
 
@@ -109,7 +110,7 @@ def _stream(clips: list[Clip], name: str, seed: int) -> Iterator[Clip]:
 def plan_digest(table: pa.Table) -> str:
     """64 hex digits of the plan's content in its order."""
     columns = [digest(table[name].to_pylist()) for name in PLAN.names]
-    return digest({"columns": columns, "version": SCHEMA_VERSION})
+    return digest({"columns": columns, "version": PLAN_VERSION})
 
 
 def write_plan(table: pa.Table, path: Path) -> str:
