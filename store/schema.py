@@ -50,18 +50,23 @@ _EMBEDDINGS = [
     _field("look", pa.list_(_real, LOOK_SIZE), "embedding look@1 of the frames: colours of a grid at start and end"),
     _field("words", pa.list_(_real, WORDS_SIZE), "embedding words@1 of the prompt: hashed words and word pairs, unit"),
 ]
-_FEATURES = ("saturation", "contrast", "sharpness", "motion")
+_FEATURES = {  # feature: what it is, a frame
+    "saturation": "mean HSV saturation, 0 to 1",
+    "contrast": "standard deviation of luma, 0 to 0.5",
+    "sharpness": "logarithm of the variance of luma's Laplacian",
+    "motion": "mean absolute change of luma from the frame before, 0 to 1",
+}
 _ORACLE = [
-    _field("oracle_object_present", _real, "share of the toy world's objects still there", null=True),
-    _field("oracle_color_error", _real, "toy world: colour error of the objects", null=True),
-    _field("oracle_position_error", _real, "toy world: position error of the objects", null=True),
-    _field("oracle_background_error", _real, "toy world: background error", null=True),
+    _field("oracle_object_present", _real, "toy world: share of the objects still there, 0 to 1", null=True),
+    _field("oracle_color_error", _real, "toy world: RGB distance of the objects' colours, 0 to 1.73", null=True),
+    _field("oracle_position_error", _real, "toy world: distance of the objects' centres, in widths", null=True),
+    _field("oracle_background_error", _real, "toy world: mean absolute RGB error of the background, 0 to 1", null=True),
 ]
 
 
 def _drift(null: bool) -> list[pa.Field]:
-    parts = [_field(f"drift_{f}", _real, f"signed {f} drift in units of natural variation", null) for f in _FEATURES]
-    return [*parts, _field("drift", _real, "two-sided rms of the parts, >= 0, in generation order", null)]
+    parts = [_field(f"drift_{f}", _real, f"signed {f} drift, 1 = what real clips change", null) for f in _FEATURES]
+    return [*parts, _field("drift", _real, "root mean square of the drift parts, >= 0", null)]
 
 
 SEED = _schema(
@@ -101,8 +106,11 @@ SCORES = _schema(
     _field("rollout_id", _text, "rollout-…"),
     _field("round", _text, "r1 …"),
     _field("scorer", _text, "name@version"),
-    *[_field(f, pa.list_(_real), f"{f} per frame, in generation order") for f in _FEATURES],
-    *[_field(f"delta_{f}", _real, f"generated minus own real prefix, signed {f}") for f in _FEATURES],
+    *[_field(f, pa.list_(_real), f"{what}; a frame each, in generation order") for f, what in _FEATURES.items()],
+    *[
+        _field(f"delta_{f}", _real, f"{f} of the generated tail minus that of the own real prefix, signed")
+        for f in _FEATURES
+    ],
     *_drift(null=False),
     _field("gate", _text, "empty = passed, otherwise the reason of the hard failure"),
     *_ORACLE,
@@ -177,7 +185,7 @@ RUNS = _schema(
     _field("was_associated_with", _text, "PROV: the agent, this software and its version"),
     _field("started_at_time", _text, "PROV: ISO 8601"),
     _field("ended_at_time", _text, "PROV: ISO 8601"),
-    _field("seconds", pa.float64(), "wall time"),
+    _field("seconds", pa.float64(), "wall time, seconds"),
     _field("params", _text, "JSON of the stage's params"),
     _field("inputs", _text, "JSON of input digests and ids"),
     _field("outputs", _text, "JSON of output digests, ids and counts"),
