@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from store.digest import digest
 from store.errors import StoreError, few
@@ -115,6 +114,8 @@ def plan_digest(table: pa.Table) -> str:
 
 def write_plan(table: pa.Table, path: Path) -> str:
     """Write the plan as parquet, equal plans with equal bytes, at once or not at all; returns its digest."""
+    import pyarrow.parquet as pq  # slow, and no question needs it
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = plan_digest(table)
@@ -127,6 +128,8 @@ def write_plan(table: pa.Table, path: Path) -> str:
 
 def read_plan(path: Path) -> tuple[pa.Table, str]:
     """(plan, digest). Raises StoreError if the file is missing, of a newer schema or not what was written."""
+    import pyarrow.parquet as pq
+
     path = Path(path)
     if not path.exists():
         raise StoreError(f"no plan {path}; make it with `dvc repro mix@{path.stem}` or fetch it with `dvc pull`")

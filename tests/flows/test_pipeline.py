@@ -19,14 +19,14 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import lance
 import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
 from flows.params import load_params, set_rounds
 from store import Store
-from store.table import content_manifest, read_manifest, read_table
+from store.schema import table_schema
+from store.table import WorkingTable, content_manifest, read_manifest, read_table
 from store.video import decode_video, probe
 
 ROOT = Path(__file__).parents[2]
@@ -130,10 +130,9 @@ class Census(threading.Thread):
 
 def landed(root: Path, round: str = "r1") -> int:
     """Rollouts in the working table of a stage that is running or was killed."""
-    for path in root.glob(f".work/rollout-{round}-*/rollouts_{round}.lance"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(lance.dataset(str(path)).count_rows())
-    return 0
+    name = f"rollouts_{round}"
+    schema, key = table_schema(name)
+    return sum(WorkingTable(path, name, schema, key).count() for path in root.glob(f".work/rollout-{round}-*/"))
 
 
 @pytest.fixture(scope="module")
