@@ -31,12 +31,18 @@ class Store:
     """Tables by name, and the questions to them. Nothing is written through a Store.
 
     uri: a folder, or the address of a registry (`s3://bucket/folder`, credentials from the environment).
-    fetch: called with a table's name before it is first opened, for stores that are brought here table by table.
+    fetch: called with a table's name before it is first opened, for stores that are brought here table by table; it
+    raises StoreError for a table that there is not. listed: gives the names of the tables that fetch can bring.
     """
 
-    def __init__(self, uri: str | Path = "data/store", fetch: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        uri: str | Path = "data/store",
+        fetch: Callable[[str], None] | None = None,
+        listed: Callable[[], list[str]] | None = None,
+    ):
         self.uri = str(uri)
-        self._fetch = fetch
+        self._fetch, self._listed = fetch, listed
         self._opened: dict[tuple[str, str | int | None], lance.LanceDataset] = {}
         self._absent: set[str] = set()
 
@@ -51,7 +57,9 @@ class Store:
         return self.open("catalog").schema.names[: len(REGISTRY_CATALOG)] == REGISTRY_CATALOG.names
 
     def names(self) -> list[str]:
-        """Names of the tables that are there, sorted."""
+        """Names of the tables that are there, or can be brought, sorted."""
+        if self._listed:
+            return sorted(self._listed())
         if is_remote(self.uri):
             return sorted(name for name in REGISTRY_TABLES if self.has(name))
         return table_names(Path(self.uri))
