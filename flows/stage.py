@@ -5,6 +5,7 @@ DVC decides whether a stage runs; a `Stage` makes that one run safe to kill at a
 - a lock for each stage and round makes a successor wait for a predecessor that is still dying;
 - its work in progress lives in `.work/`, outside of DVC's outs (DVC deletes those first), in a folder named by the
   digest of everything that determines the result: a later run continues exactly this work and never other work;
+- that folder says in `run.json` whose work it is, so that unfinished runs are known (`bagger runs --unfinished`);
 - it ends with a run record in `data/runs/`: what about the run is not repeatable (times, host, commit) and so must not
   stand in a table.
 
@@ -13,6 +14,7 @@ Run from the project's root, as DVC does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -34,6 +36,7 @@ from store.digest import canonical_json, digest, file_sha256, make_id
 
 WORK_FOLDER = Path(".work")
 RUNS_FOLDER = Path("data/runs")
+RUN_FILE = "run.json"  # in a work folder: whose work it is
 PACKAGES = ("torch", "diffusers", "transformers", "lancedb", "dvc", "prefect", "numpy")
 
 
@@ -105,11 +108,12 @@ class Stage:
         if "DVC_STAGE" in os.environ and not die_with_dvc():
             raise StageError(f"{self.label}: dvc, which started this, is gone; run `dvc repro` again")
         self._lock = acquire_lock(WORK_FOLDER / f"{self.label}.lock", self.label)
-        resumed = self.work.is_dir() and any(self.work.iterdir())
+        resumed = self.work.is_dir() and any(file.name != RUN_FILE for file in self.work.iterdir())
         self.work.mkdir(parents=True, exist_ok=True)
         if resumed:
             say(f"{self.label}: continues what an interrupted run left in {self.work}")
         self._started = time.time()
+        self._say_whose()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -123,6 +127,15 @@ class Stage:
         finally:
             if self._lock:
                 self._lock.close()
+
+    def _say_whose(self) -> None:
+        """`run.json` in the work folder; a run that continues another keeps the time at which that began."""
+        path = self.work / RUN_FILE
+        begun = _iso(self._started)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not there, or not ours
+            begun = json.loads(path.read_text(encoding="utf-8")).get("begun_at", begun)
+        facts = {"stage": self.name, "round": self.round, "run_id": self.run_id, "begun_at": begun}
+        write_json(path, facts | {"pid": os.getpid(), "host": platform.node()})
 
     def _write_record(self) -> None:
         ended = time.time()

@@ -16,7 +16,7 @@ import lance
 import pyarrow as pa
 
 from store.errors import StoreError
-from store.manifest import check_version
+from store.manifest import check_version, refuse_older
 from store.schema import VERSION_KEY
 
 # What Lance raises for damage and conflicts is spread over these.
@@ -46,8 +46,11 @@ def storage_options(uri: str | Path) -> dict[str, str] | None:
     return {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 
 
-def open_dataset(uri: str | Path, version: str | int | None = None) -> lance.LanceDataset:
-    """A Lance dataset, refused with StoreError if damaged, not ours, or written by a newer schema."""
+def open_dataset(uri: str | Path, version: str | int | None = None, *, older: bool = False) -> lance.LanceDataset:
+    """A Lance dataset, refused with StoreError if damaged, not ours, or written by a newer schema.
+
+    older: whether one of an older schema will do, else it is refused with OlderError.
+    """
     try:
         dataset = lance.dataset(str(uri), version=version, storage_options=storage_options(uri))
         metadata = dataset.schema.metadata or {}
@@ -57,6 +60,8 @@ def open_dataset(uri: str | Path, version: str | int | None = None) -> lance.Lan
     if VERSION_KEY not in metadata:
         raise StoreError(f"{uri} is not a table of this store: its schema has no {VERSION_KEY.decode()!r}")
     check_version(int(metadata[VERSION_KEY]), uri)
+    if not older:
+        refuse_older(int(metadata[VERSION_KEY]), uri)
     return dataset
 
 
@@ -68,7 +73,7 @@ def staged(store_dir: Path, name: str) -> Iterator[Path]:
     """
     target = store_dir / f"{name}.lance"
     if target.exists():
-        open_dataset(target)
+        open_dataset(target, older=True)
     folder = store_dir / STAGING
     staging = folder / f"{name}.lance"
     shutil.rmtree(staging, ignore_errors=True)  # what a crash left

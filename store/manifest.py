@@ -23,6 +23,10 @@ from store.schema import SCHEMA_VERSION
 _MODULUS = 2**256
 
 
+class OlderError(StoreError):
+    """A table or manifest of an older schema version, which `bagger migrate` brings up."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a sealed table holds, and nothing that two equal runs would write differently."""
@@ -46,7 +50,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises StoreError if the manifest is missing, damaged or of a newer schema."""
+    """Raises StoreError if the manifest is missing, damaged, of a newer schema, or of an older one (OlderError)."""
     path = Path(path)
     try:
         manifest = Manifest(**json.loads(path.read_text()))
@@ -55,6 +59,7 @@ def read_manifest(path: Path) -> Manifest:
     except (ValueError, TypeError) as error:
         raise StoreError(f"manifest {path} is damaged ({error}); run `dvc checkout` or `dvc repro`") from error
     check_version(manifest.schema_version, path)
+    refuse_older(manifest.schema_version, path)
     return manifest
 
 
@@ -114,4 +119,13 @@ def check_version(version: int, path: Path | str) -> None:
         raise StoreError(
             f"{path} was written by a newer bagger (store schema {version}, this one reads up to {SCHEMA_VERSION}); "
             "update bagger to read it. Nothing was changed."
+        )
+
+
+def refuse_older(version: int, path: Path | str) -> None:
+    """Raises OlderError for what an older schema version wrote."""
+    if version < SCHEMA_VERSION:
+        raise OlderError(
+            f"{path} was written by an older bagger (store schema {version}, this one reads {SCHEMA_VERSION}); "
+            "bring the store up with `bagger migrate`. Nothing was changed."
         )

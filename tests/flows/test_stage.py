@@ -133,6 +133,22 @@ def test_failure_keeps_work_and_writes_no_record(capsys):
     assert "seed: continues what an interrupted run left" in capsys.readouterr().err
 
 
+def test_the_work_folder_says_whose_it_is(capsys):
+    began = None
+    for _ in range(2):
+        with pytest.raises(RuntimeError), Stage("rollout", "r1", params={"steps": 8}) as stage:
+            told = json.loads((stage.work / "run.json").read_text())
+            began = began or told["begun_at"]
+            raise RuntimeError
+        assert (told["stage"], told["round"], told["run_id"]) == ("rollout", "r1", stage.run_id)
+        assert (told["pid"], told["begun_at"]) == (os.getpid(), began)
+    assert "continues" not in capsys.readouterr().err  # nothing but that file was there
+    (stage.work / "run.json").write_text("[half")
+    with Stage("rollout", "r1", params={"steps": 8}) as stage:
+        assert json.loads((stage.work / "run.json").read_text())["begun_at"] >= began
+    assert not stage.work.exists()
+
+
 def test_two_never_run_at_once(project):
     body = 'with Stage("demo", round) as stage:\n    Path("started").touch()\n    time.sleep(1.5)'
     first = start(project, body)

@@ -107,6 +107,34 @@ def test_processes_and_threads_upserting_the_same_keys_neither_lose_nor_double(t
     assert working(tmp_path).read(["rollout_id"])["rollout_id"].to_pylist() == ids(range(15))
 
 
+THOUSAND = """
+import sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from test_table import score, working
+
+me = int(sys.argv[1])
+table = working(Path(sys.argv[2]))
+for n in range(1000):  # half of the keys are a neighbour's too
+    table.upsert([score(500 * me + n, scorer=f"writer@{{me}}")])
+"""
+
+
+def test_four_processes_of_a_thousand_upserts_neither_lose_nor_double(tmp_path):
+    code = THOUSAND.format(paths=[os.path.dirname(__file__), os.getcwd()])
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(n), str(tmp_path)]) for n in range(4)]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
+    table = working(tmp_path)
+    rows = table.read(["rollout_id", "scorer"]).to_pylist()
+    assert [row["rollout_id"] for row in rows] == ids(range(2500))
+    for number, row in enumerate(rows):
+        wrote = {f"writer@{me}" for me in range(4) if 500 * me <= number < 500 * me + 1000}
+        assert row["scorer"] in wrote
+    manifest = seal(table, tmp_path, range(2500))
+    assert manifest.rows == 2500
+    assert read_table(tmp_path / "store", NAME, ["rollout_id"])["rollout_id"].to_pylist() == ids(range(2500))
+
+
 def test_equal_content_gives_the_same_manifest_bytes_however_it_was_written(tmp_path):
     a, b = working(tmp_path / "a"), working(tmp_path / "b")
     a.upsert([score(n) for n in range(20)])
@@ -270,6 +298,21 @@ def test_a_newer_schema_is_refused_and_left_untouched(tmp_path):
         ):
             attempt()
     assert tree(tmp_path / "store") == before
+
+
+def test_an_older_schema_names_the_command_that_brings_it_up_and_may_be_sealed_over(tmp_path):
+    schema = SCORES.with_metadata({VERSION_KEY: str(SCHEMA_VERSION - 1).encode()})
+    lance.write_dataset(schema.empty_table(), str(tmp_path / "store" / f"{NAME}.lance"))
+    with pytest.raises(StoreError, match=f"older bagger .store schema {SCHEMA_VERSION - 1}.*`bagger migrate`"):
+        read_table(tmp_path / "store", NAME)
+    table = working(tmp_path / "work")
+    table.upsert([score(1)])
+    manifest = seal(table, tmp_path, [1])
+    assert content_manifest(tmp_path / "store", NAME) == manifest
+    path = tmp_path / "manifests" / f"{NAME}.json"
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 1'))
+    with pytest.raises(StoreError, match="`bagger migrate`"):
+        read_manifest(path)
 
 
 def test_a_working_table_of_other_columns_is_refused(tmp_path):
