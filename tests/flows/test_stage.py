@@ -134,12 +134,17 @@ def test_failure_keeps_work_and_writes_no_record(capsys):
 
 
 def test_the_work_folder_says_whose_it_is(capsys):
+    def attempt(stage: Stage) -> None:
+        with stage:
+            raise RuntimeError
+
     began = None
     for _ in range(2):
-        with pytest.raises(RuntimeError), Stage("rollout", "r1", params={"steps": 8}) as stage:
-            told = json.loads((stage.work / "run.json").read_text())
-            began = began or told["begun_at"]
-            raise RuntimeError
+        stage = Stage("rollout", "r1", params={"steps": 8})
+        with pytest.raises(RuntimeError):
+            attempt(stage)
+        told = json.loads((stage.work / "run.json").read_text())
+        began = began or told["begun_at"]
         assert (told["stage"], told["round"], told["run_id"]) == ("rollout", "r1", stage.run_id)
         assert (told["pid"], told["begun_at"]) == (os.getpid(), began)
     assert "continues" not in capsys.readouterr().err  # nothing but that file was there
