@@ -27,8 +27,7 @@ NOW = "."
 _TAG = re.compile(r"(?P<rev>.*):(?P<tag>r[0-9]+)")
 _ROUND = re.compile(r"(?P<experiment>.+)/(?P<tag>r[0-9]+)")
 _BARS = "▁▂▃▄▅▆▇█"
-_PLAIN_ROUND = re.compile(r"(?P<experiment>.+)/(?P<tag>r[0-9]+)")
-_BARS = ".:-=+*#%"  # where the terminal has no blocks
+_PLAIN_BARS = ".:-=+*#%"  # where the terminal has no blocks
 
 app = command_group()
 
