@@ -18,7 +18,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from store import lineage, query
+from store import descendants, lineage, query
 from store.dataset import is_remote
 from store.errors import StoreError
 from store.schema import REGISTRY_CATALOG, table_schema
@@ -116,3 +116,4 @@ class Store:
 
     clips = query.clips
     lineage = lineage.lineage
+    descendants = descendants.descendants
