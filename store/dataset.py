@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from store.errors import StoreError
 from store.manifest import check_version, refuse_older
+from store.remote import check_remote, is_remote, remote_error, storage_options
 from store.schema import VERSION_KEY
 
 # What Lance raises for damage and conflicts is spread over these.
@@ -25,25 +26,18 @@ STAGING = ".sealing"  # inside the store folder, so that the last step is a rena
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 
-def is_remote(uri: str | Path) -> bool:
-    """Whether a store is in object storage (`s3://bucket/registry`), not a folder."""
-    return "://" in str(uri)
-
-
 def dataset_uri(store: str | Path, name: str) -> str:
     """Where the table `name` of a store lies."""
     return f"{str(store).rstrip('/')}/{name}.lance" if is_remote(store) else str(Path(store) / f"{name}.lance")
 
 
-def storage_options(uri: str | Path) -> dict[str, str] | None:
-    """What Lance must be told besides the environment's credentials (AWS_…, or those of the cloud in question).
-
-    Plain http is allowed where AWS_ENDPOINT_URL asks for it, as a local S3 server's does.
-    """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not str(uri).startswith("s3://") or not endpoint:
-        return None
-    return {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+def lance_error(error: BaseException, uri: str | Path) -> StoreError:
+    """What Lance says of a table, as the user's error; to be raised `from None` if the table is remote."""
+    if is_remote(uri):
+        return remote_error(error, uri)
+    return StoreError(
+        f"cannot read table {uri} ({str(error).splitlines()[0]}); mend it with `dvc checkout` or `dvc repro`"
+    )
 
 
 def open_dataset(uri: str | Path, version: str | int | None = None, *, older: bool = False) -> lance.LanceDataset:
@@ -51,12 +45,13 @@ def open_dataset(uri: str | Path, version: str | int | None = None, *, older: bo
 
     older: whether one of an older schema will do, else it is refused with OlderError.
     """
+    if is_remote(uri):
+        check_remote(uri)
     try:
         dataset = lance.dataset(str(uri), version=version, storage_options=storage_options(uri))
         metadata = dataset.schema.metadata or {}
     except LANCE_ERRORS as error:
-        mend = "" if is_remote(uri) else "; mend it with `dvc checkout` or `dvc repro`"
-        raise StoreError(f"cannot read table {uri} ({str(error).splitlines()[0]}){mend}") from error
+        raise lance_error(error, uri) from (None if is_remote(uri) else error)
     if VERSION_KEY not in metadata:
         raise StoreError(f"{uri} is not a table of this store: its schema has no {VERSION_KEY.decode()!r}")
     check_version(int(metadata[VERSION_KEY]), uri)
