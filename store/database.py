@@ -19,12 +19,13 @@ import lance
 import pyarrow as pa
 
 from store import descendants, lineage, query
-from store.dataset import is_remote
 from store.errors import StoreError
+from store.remote import NoTable, is_remote
 from store.schema import REGISTRY_CATALOG, table_schema
 from store.table import open_table, read_table, table_names
 
 REGISTRY_TABLES = ("seed", "rollouts", "scores", "clips", "catalog", "runs", "uses")
+REGISTRATIONS = "registrations"  # what was registered when: the registry's own, see store/registry.py
 
 
 class Store:
@@ -62,7 +63,7 @@ class Store:
             return sorted(self._listed())
         if is_remote(self.uri):
             return sorted(name for name in REGISTRY_TABLES if self.has(name))
-        return table_names(Path(self.uri))
+        return [name for name in table_names(Path(self.uri)) if name != REGISTRATIONS]
 
     def tables(self, base: str) -> list[str]:
         """The tables of a kind: `rollouts` -> rollouts_r1, rollouts_r2 … in order of rounds, or a registry's one."""
@@ -70,12 +71,14 @@ class Store:
         return sorted(found, key=lambda name: (len(name), name))
 
     def has(self, name: str) -> bool:
-        """Whether there is a table of that name."""
+        """Whether there is a table of that name. Raises StoreError if a remote store cannot say."""
         if name in self._absent:
             return False
         try:
             self.open(name)
-        except StoreError:
+        except StoreError as error:
+            if is_remote(self.uri) and not isinstance(error, NoTable):
+                raise
             self._absent.add(name)
             return False
         return True

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from store.dataset import LANCE_ERRORS
 from store.errors import StoreError, nearest
+from store.remote import is_remote, remote_error
 
 TEXT_COLUMN = "prompt"
 TIES = ("clip_id", "entry_id")  # in whose order equally near rows come
@@ -60,6 +61,8 @@ def scan(
     except StoreError:
         raise
     except LANCE_ERRORS as error:
+        if is_remote(dataset.uri):
+            raise remote_error(error, dataset.uri) from None
         raise StoreError(f"table {dataset.uri} cannot answer: {str(error).splitlines()[0]}") from error
 
 

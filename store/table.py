@@ -26,9 +26,10 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from store.dataset import LANCE_ERRORS, dataset_uri, is_remote, open_dataset, place, staged, write_fresh
+from store.dataset import LANCE_ERRORS, dataset_uri, open_dataset, place, staged, write_fresh
 from store.errors import StoreError, few, nearest
 from store.manifest import Manifest, Tally, columns_of, read_manifest, write_manifest
+from store.remote import is_remote, remote_error
 from store.schema import table_schema, table_stage
 
 __all__ = [
@@ -252,6 +253,8 @@ def read_table(
     except StoreError:
         raise
     except LANCE_ERRORS as error:
+        if is_remote(dataset.uri):
+            raise remote_error(error, dataset.uri) from None
         raise StoreError(f"cannot read table {dataset.uri}: {str(error).splitlines()[0]}") from error
 
 
