@@ -1,0 +1,322 @@
+"""Whether a store is whole: every table against its manifest, its blobs, its parents, the catalog, the plans.
+
+Notable:
+- Nothing is changed, and nothing raises for what is found: each finding says what was seen and which command mends it.
+- Tables stream by, a few rows at a time, once: content digest and blobs are checked in the same pass. Only ids stay.
+- An `error` is data that cannot be trusted or found; a `warning` is odd or left over, and harmless.
+- A registry has neither manifests nor tags of rounds; everything else is checked there too.
+"""
+
+import contextlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.blobs import problems
+from store.crosscheck import catalog_findings, leftover_findings, plan_findings, registry_findings
+from store.dataset import LANCE_ERRORS
+from store.errors import StoreError, few
+from store.finding import Finding, Severity
+from store.manifest import Manifest, OlderError, Tally, columns_of, read_manifest
+from store.schema import table_schema, table_stage
+
+if TYPE_CHECKING:
+    from store.database import Store
+
+BATCH_ROWS = 16  # of a table with blobs
+SIDE_TABLES = ("catalog", "runs", "uses")  # built from the others
+# What a column names: the kind of table that has such a key. `scores` and `rollouts` of the row's own round.
+REFERENCES = {
+    "rollouts": (("seed_clip_id", "seed"),),
+    "scores": (("rollout_id", "rollouts"),),
+    "clips": (("rollout_id", "rollouts"), ("rollout_id", "scores"), ("seed_clip_id", "seed")),
+}
+_OUTSIDE = ("file",)  # kinds of ids that no table holds: what was made elsewhere
+
+
+def audit(
+    store: "Store",
+    manifests: Path | None = None,
+    plans: Path | None = None,
+    *,
+    catalog_manifest: Path | None = None,
+    rounds: Sequence[str] | None = None,
+    tables: Sequence[str] = (),
+    decode: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Finding]:
+    """Everything that is wrong with a store, errors first.
+
+    manifests, plans: folders with NAME.json of sealed tables and ROUND.parquet of mixture plans; catalog_manifest: the
+    catalog's file. What is None is not looked at. rounds: those of the experiment; tables of others are a warning.
+    tables: look at these only. decode: also decode every video, which takes nearly all of the time.
+    progress: called with the rows looked at so far, and the rows to look at.
+    Raises StoreError for a table in `tables` that is not there.
+    """
+    found = _Audit(store, manifests, tables)
+    found.read(decode, progress)
+    found.references()
+    found.same_videos()
+    if not tables or "catalog" in tables:
+        found.catalog(rounds, catalog_manifest)
+    if not tables:
+        if plans is not None:
+            found.findings += plan_findings(store, plans, found.clips())
+        found.findings += leftover_findings(store.uri, [manifests, plans])
+    return sorted(set(found.findings), key=lambda one: (one.severity, one.table, one.check, one.subject, one.seen))
+
+
+class _Audit:
+    def __init__(self, store: "Store", manifests: Path | None, wanted: Sequence[str]):
+        self.store, self.manifests = store, manifests
+        self.findings: list[Finding] = []
+        names = store.names()
+        for name in wanted:
+            if name not in names:
+                store.open(name)  # says why not, and what to do
+        self.registry = "rollouts" in names or "clips" in names
+        if "catalog" in names and not self.registry:
+            with contextlib.suppress(StoreError):
+                self.registry = store.is_registry
+        self.tables = [name for name in names if self._opens(name)]
+        self.wanted = [name for name in self.tables if not wanted or name in wanted]
+        self.keys: dict[str, set[str]] = {}  # of each table
+        self.sha: dict[str, list[str]] = defaultdict(list)  # video -> clips
+
+    # What is found, and how it is mended.
+
+    def add(self, severity: Severity, check: str, table: str, subject: str, seen: str, repair: str) -> None:
+        self.findings.append(Finding(severity, check, table, subject, seen, repair))
+
+    def mend(self, name: str, make: bool = False) -> str:
+        """The command that brings a table back as it was, or that makes it anew."""
+        if self.registry:
+            return f"bagger register --to {self.store.uri}"
+        stage = table_stage(name)
+        if make or name in SIDE_TABLES:
+            return f"dvc repro {stage}"
+        return f"dvc checkout {self.store.uri}/{name}.lance"
+
+    def shape(self, name: str) -> tuple[pa.Schema, list[str]]:
+        """Schema and key columns of a table. Raises ValueError for a name that is none."""
+        if self.registry:
+            from store.registry import TABLES
+
+            if name in TABLES:
+                return TABLES[name]
+        schema, key = table_schema(name)
+        return schema, [key]
+
+    @contextlib.contextmanager
+    def readable(self, name: str) -> Iterator[None]:
+        """Turns what Lance raises on damaged files into a finding."""
+        try:
+            yield
+        except (StoreError, *LANCE_ERRORS) as error:
+            self.add("error", "unreadable", name, "", _first_line(error), self.mend(name))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Lance's native code; not an Exception
+                raise
+            self.add("error", "unreadable", name, "", _first_line(error), self.mend(name))
+
+    # Tables.
+
+    def _opens(self, name: str) -> bool:
+        try:
+            schema, _ = self.shape(name)
+        except ValueError as error:
+            self.add("warning", "unknown", name, f"{name}.lance", str(error), f"rm -r {self.store.uri}/{name}.lance")
+            return False
+        try:
+            dataset = self.store.open(name)
+        except OlderError as error:
+            self.add("error", "schema", name, "", str(error), "bagger migrate")
+            return False
+        except StoreError as error:
+            repair = "update bagger" if "newer bagger" in str(error) else self.mend(name)
+            self.add("error", "unreadable", name, "", str(error), repair)
+            return False
+        there, expected = set(columns_of(dataset.schema)), set(columns_of(schema))
+        if absent := sorted(name for name, _, _ in expected - there):
+            self.add(
+                "error", "schema", name, "", f"columns are missing or of another type: {few(absent)}", self.mend(name)
+            )
+            return False
+        return True
+
+    def read(self, decode: bool, progress: Callable[[int, int], None] | None) -> None:
+        """One pass through every table: its rows against the manifest, its keys, its blobs."""
+        total = sum(self.store.open(name).count_rows() for name in self.wanted if name not in SIDE_TABLES)
+        done = 0
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "audit") as pool:
+            for name in self.tables:
+                if name in SIDE_TABLES or name not in self.wanted:
+                    with self.readable(name):
+                        _, keys = self.shape(name)
+                        self._unique(name, self.store.read(name, keys))
+                    continue
+                with self.readable(name):
+                    for rows in self._pass(name, decode, pool):
+                        done += rows
+                        if progress:
+                            progress(done, total)
+        if self.manifests is not None and self.wanted == self.tables:
+            for path in sorted(self.manifests.glob("[!.]*.json")):
+                if path.stem not in self.store.names():
+                    with contextlib.suppress(ValueError):
+                        self.add(
+                            "error", "manifest", path.stem, str(path), "its table is not there", self.mend(path.stem)
+                        )
+
+    def _pass(self, name: str, decode: bool, pool: ThreadPoolExecutor) -> Iterator[int]:
+        schema, keys = self.shape(name)
+        key = keys[0]
+        blobs = "video" in schema.names
+        batches: Iterable[pa.RecordBatch] = self.store.open(name).to_batches(
+            columns=schema.names, batch_size=BATCH_ROWS if blobs else 4096, batch_readahead=2, fragment_readahead=1
+        )
+        tally = Tally(name, schema)
+        if self.manifests is not None:
+            batches = tally.over(batches)
+        ids = [schema.empty_table().select(keys)]
+        for batch in batches:
+            ids.append(pa.Table.from_batches([batch.select(keys)]))
+            if blobs:
+                rows = batch.select([one for one in schema.names if one not in ("look", "words")]).to_pylist()
+                for row, seen in zip(rows, pool.map(partial(problems, decode=decode), rows), strict=True):
+                    for check, words in seen:
+                        self.add("error", check, name, row[key], words, self.mend(name))
+                    if key == "clip_id":
+                        self.sha[row["video_sha256"]].append(row[key])
+            yield batch.num_rows
+        self._unique(name, pa.concat_tables(one.replace_schema_metadata() for one in ids))
+        if self.manifests is not None:
+            self._manifest(name, tally.manifest(), self.manifests / f"{name}.json")
+
+    def _unique(self, name: str, rows: pa.Table) -> None:
+        key = rows.column_names[0]
+        self.keys[name] = set(rows[key].to_pylist())
+        counts = rows.group_by(rows.column_names).aggregate([([], "count_all")])
+        for one in counts.filter(pc.greater(counts["count_all"], 1)).to_pylist():
+            self.add("error", "duplicate", name, one[key], f"{one['count_all']} rows have this id", self.mend(name))
+
+    def _manifest(self, name: str, seen: Manifest, path: Path) -> None:
+        try:
+            told = read_manifest(path)
+        except OlderError as error:
+            self.add("error", "manifest", name, str(path), str(error), "bagger migrate")
+        except StoreError as error:
+            self.add("error", "manifest", name, str(path), str(error), self.mend(name, make=True))
+        else:
+            if told != seen:
+                words = f"table has {seen.rows} rows with digest {seen.digest[:16]}, "
+                words += f"the manifest says {told.rows} with {told.digest[:16]}"
+                self.add(
+                    "error", "manifest", name, str(path), words, f"dvc checkout {self.store.uri}/{name}.lance {path}"
+                )
+
+    def same_videos(self) -> None:
+        """Two clips with one video's bytes: a source that was given twice, or a model that stands still."""
+        for sha, ids in self.sha.items():
+            if len(set(ids)) > 1:
+                words = f"the same video bytes as {few(sorted(set(ids))[1:])} (sha256 {sha[:16]}…)"
+                self.add("warning", "same video", "", min(ids), words, "remove one from the source if it was not meant")
+
+    # References.
+
+    def references(self) -> None:
+        """Every id that a row names is there."""
+        runs, models = self._known_runs()
+        known = set().union(*(ids for name, ids in self.keys.items() if name not in SIDE_TABLES), models or ())
+        for name in self.tables:
+            if _base(name) == "clips":
+                with self.readable(name):
+                    known |= set(self.store.read(name, ["rewrite_id"])["rewrite_id"].to_pylist())
+        seen: dict[str, str] = {}
+        for name in self.wanted:
+            if name in ("runs", "catalog", "registrations"):
+                continue
+            key = self.shape(name)[1][0]
+            names = self.store.open(name).schema.names
+            columns = ["model_digest", "was_generated_by", "was_derived_from"]
+            columns += [column for column, _ in REFERENCES.get(_base(name), ())] + ["clip_id"] * (name == "uses")
+            with self.readable(name):
+                rows = self.store.read(name, list(dict.fromkeys([key, *(c for c in columns if c in names)])))
+                for column, target in REFERENCES.get(_base(name), ()):
+                    self._named(name, key, rows, column, self._parents(name, target), self.mend(name, make=True))
+                if name == "uses":
+                    self._named(name, key, rows, "clip_id", self.clips(), self.mend(name))
+                for column, ids in (("model_digest", models), ("was_generated_by", runs)):
+                    if column in names and ids is not None:
+                        self._named(name, key, rows, column, ids, self.mend("runs"))
+                if "was_derived_from" in names and models is not None:
+                    self._named(name, key, rows, "was_derived_from", known, self.mend(name, make=True))
+            if name not in SIDE_TABLES:
+                for one in self.keys.get(name, ()):
+                    if (other := seen.get(one)) and _base(other) == _base(name):
+                        self.add("error", "duplicate", name, one, f"also in {other}", self.mend(name, make=True))
+                    seen[one] = name
+        if not self.registry and len(self.wanted) == len(self.tables):
+            for name in SIDE_TABLES if any(_base(name) in ("seed", "clips") for name in self.tables) else ():
+                if name not in self.store.names():
+                    self.add("error", "missing table", name, "", "not there", self.mend(name))
+
+    def clips(self) -> set[str]:
+        """Ids of every seed clip and corrective clip."""
+        return set().union(*(ids for name, ids in self.keys.items() if _base(name) in ("seed", "clips")))
+
+    def _parents(self, name: str, base: str) -> set[str]:
+        target = base if self.registry or base == "seed" else f"{base}_{name.partition('_')[2]}"
+        if target not in self.keys and target not in self.store.names():
+            self.add("error", "missing table", target, "", f"not there, but {name} is", self.mend(target, make=True))
+        return self.keys.get(target, set())
+
+    def _named(self, name: str, key: str, rows: pa.Table, column: str, ids: set[str], repair: str) -> None:
+        values = rows[column].combine_chunks()
+        keys = rows[key].combine_chunks()
+        if pa.types.is_list(values.type):
+            keys, values = keys.take(values.value_parent_indices()), values.flatten()
+        for value in values.unique().to_pylist():
+            if value is None or value in ids or value.partition("-")[0] in _OUTSIDE:
+                continue
+            whose = keys.filter(pc.equal(values, value))
+            more = f" and {len(whose) - 1} more rows" if len(whose) > 1 else ""
+            self.add("error", "orphan", name, whose[0].as_py(), f"{column} {value} is nowhere{more}", repair)
+
+    def _known_runs(self) -> tuple[set[str] | None, set[str] | None]:
+        """Ids of the runs, and of the models that they made; None where that cannot be told."""
+        if "runs" not in self.tables:
+            return None, None
+        with self.readable("runs"):
+            rows = self.store.read("runs", ["run_id", "outputs", "generated"])
+            models = {one for ids in rows["generated"].to_pylist() for one in ids if one.startswith("model-")}
+            models |= {json.loads(text).get("model_digest") for text in rows["outputs"].to_pylist()} - {None}
+            return set(rows["run_id"].to_pylist()), models
+        return None, None
+
+    # What was built from the tables.
+
+    def catalog(self, rounds: Sequence[str] | None, manifest: Path | None) -> None:
+        """The catalog against the tables."""
+        if "catalog" in self.tables:
+            with self.readable("catalog"):
+                if self.registry:
+                    self.findings += registry_findings(self.store, self.tables)
+                else:
+                    self.findings += catalog_findings(self.store, self.tables, rounds, manifest)
+
+
+def _base(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,165 @@
+"""The audit of what was built from the tables: the catalog with its tags, mixture plans, and what a crash left beside.
+
+Notable: the catalog is compared with the tables value by value, one table at a time, by the columns they share; so it
+is known to be what building it anew would give, without building it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.dataset import STAGING, is_remote
+from store.errors import StoreError, few
+from store.finding import Finding
+from store.manifest import read_manifest
+from store.schema import CATALOG, table_schema
+from store.table import content_manifest
+
+if TYPE_CHECKING:
+    from store.database import Store
+
+SEED_ROUND = "r0"
+REPAIR = "dvc repro catalog"
+_FROM_SCORES = ("gate", "scorer", "oracle_")  # and drift, drift_…
+
+
+def catalog_findings(
+    store: "Store", tables: Sequence[str], rounds: Sequence[str] | None, manifest: Path | None
+) -> Iterator[Finding]:
+    """A project's catalog against its sealed tables. tables: those that can be read; rounds: of the experiment."""
+    of_clips = {"seed": SEED_ROUND} if "seed" in tables else {}
+    of_clips |= {name: name.removeprefix("clips_") for name in tables if name.startswith("clips_")}
+    if rounds is not None:
+        for name in [name for name, k in of_clips.items() if k not in (SEED_ROUND, *rounds)]:
+            words = f"round {of_clips.pop(name)} is not in params.yaml"
+            yield Finding("warning", "stale", name, "", words, "bagger gc --dry-run")
+    catalog = store.read("catalog", ["clip_id", "table"])
+    for name in sorted(set(catalog["table"].unique().to_pylist()) - of_clips.keys()):
+        yield Finding(
+            "error", "catalog", "catalog", name, f"has clips of {name}, which is not there or no part of this", REPAIR
+        )
+    for name in of_clips:
+        yield from _same_rows(store, name, "table")
+    yield from _tags(store, of_clips)
+    if manifest is not None:
+        with contextlib.suppress(StoreError):  # one of an older schema, told with the table
+            yield from _manifest(store, manifest)
+
+
+def registry_findings(store: "Store", tables: Sequence[str]) -> Iterator[Finding]:
+    """A registry's catalog, in which a clip stands once for each experiment that registered it."""
+    for name in ("seed", "clips"):
+        if name in tables:
+            yield from _same_rows(store, name, "kind")
+
+
+def _same_rows(store: "Store", name: str, by: str) -> Iterator[Finding]:
+    """The catalog's rows of one table against that table: the same clips, the same values."""
+    registry = by == "kind"
+    repair = f"bagger register --to {store.uri}" if registry else REPAIR
+    schema, _ = table_schema(name)
+    shared = [one for one in schema.names if one in CATALOG.names and one != "clip_id"]
+    if registry:  # the same clip may come of two runs
+        shared = [one for one in shared if not one.startswith("was_")]
+    value = {"seed": "seed", "clips": "corrective"}[name] if registry else name
+    columns = dict.fromkeys(["clip_id", "rollout_id", *shared, *_of_scores()])
+    rows = store.read("catalog", list(columns), where=f"{by} = '{value}'")
+    clips = store.read(name, ["clip_id", *shared])
+    there, listed = clips["clip_id"].combine_chunks(), rows["clip_id"].combine_chunks()
+    if absent := there.filter(pc.invert(pc.is_in(there, listed))).to_pylist():
+        words = f"{len(absent)} clips of {name} are not in the catalog: {few(absent)}"
+        yield Finding("error", "catalog", "catalog", absent[0], words, repair)
+    where = pc.index_in(listed, there)
+    if strange := listed.filter(pc.is_null(where)).to_pylist():
+        words = f"{len(strange)} clips that {name} does not have: {few(strange)}"
+        yield Finding("error", "catalog", "catalog", strange[0], words, repair)
+    rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
+    yield from _differences(rows, clips.take(where), shared, name, repair)
+    scores = name.replace("clips", "scores")
+    if scores != name and not registry and store.has(scores):
+        measured = store.read(scores, ["rollout_id", *_of_scores()])
+        where = pc.index_in(rows["rollout_id"].combine_chunks(), measured["rollout_id"].combine_chunks())
+        rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
+        yield from _differences(rows, measured.take(where), _of_scores(), scores, repair)
+
+
+def _of_scores() -> list[str]:
+    found = [one for one in CATALOG.names if one.startswith(("drift", *_FROM_SCORES))]
+    return [one for one in found if one != "drift_part"]
+
+
+def _differences(rows: pa.Table, truth: pa.Table, columns: Sequence[str], name: str, repair: str) -> Iterator[Finding]:
+    for column in columns:
+        left, right = rows[column].combine_chunks(), truth[column].combine_chunks()
+        if left.cast(right.type).equals(right):
+            continue
+        pairs = enumerate(zip(left.to_pylist(), right.to_pylist(), strict=True))
+        places = [place for place, (one, other) in pairs if one != other]
+        for place in places[:1]:
+            words = f"{column} of {len(places)} clips differs from {name}"
+            yield Finding("error", "catalog", "catalog", rows["clip_id"][place].as_py(), words, repair)
+
+
+def _tags(store: "Store", of_clips: Mapping[str, str]) -> Iterator[Finding]:
+    """Tag rK is the clips of rounds 0 … K, and its version is later than those of the rounds before."""
+    catalog = store.open("catalog")
+    tags = {name: one["version"] for name, one in catalog.tags.list().items()}
+    expected = sorted(of_clips.values(), key=lambda one: int(one[1:]))
+    if absent := [one for one in expected if one not in tags]:
+        yield Finding("error", "tags", "catalog", absent[0], f"no tag {few(absent)}", REPAIR)
+    if strange := sorted(set(tags) - set(expected)):
+        yield Finding("error", "tags", "catalog", strange[0], f"tag of a round without clips: {few(strange)}", REPAIR)
+    last, rows = 0, 0
+    for tag in expected:
+        if tag not in tags:
+            return
+        rows += sum(store.open(name).count_rows() for name, k in of_clips.items() if k == tag)
+        seen = store.open("catalog", tag).count_rows()
+        if seen != rows or tags[tag] <= last:
+            words = f"tag {tag} is version {tags[tag]} with {seen} clips; expected {rows} in a version after {last}"
+            yield Finding("error", "tags", "catalog", tag, words, REPAIR)
+        last = tags[tag]
+
+
+def _manifest(store: "Store", path: Path) -> Iterator[Finding]:
+    try:
+        told = read_manifest(path)
+    except StoreError as error:
+        yield Finding("error", "manifest", "catalog", str(path), str(error), REPAIR)
+        return
+    seen = content_manifest(Path(store.uri), "catalog")
+    if told != seen:
+        words = f"table has {seen.rows} rows with digest {seen.digest[:16]}, the manifest says {told.rows} with "
+        yield Finding("error", "manifest", "catalog", str(path), words + told.digest[:16], REPAIR)
+
+
+def plan_findings(store: "Store", plans: Path, clips: set[str]) -> Iterator[Finding]:
+    """Every mixture plan is whole, and its clips are there."""
+    from store.mixture import read_plan
+
+    for path in sorted(plans.glob("[!.]*.parquet")):
+        try:
+            plan, _ = read_plan(path)
+        except StoreError as error:
+            yield Finding("error", "plan", "", str(path), str(error), f"dvc checkout {path}")
+            continue
+        if absent := sorted(set(plan["clip_id"].unique().to_pylist()) - clips):
+            stage = f"mix@{path.stem}" if path.stem != SEED_ROUND else "mix_r0"
+            words = f"{len(absent)} of its clips are nowhere: {few(absent)}"
+            yield Finding("error", "orphan", "", str(path), words, f"dvc repro {stage}")
+
+
+def leftover_findings(uri: str, folders: Sequence[Path | None]) -> Iterator[Finding]:
+    """What a killed process left beside the tables, manifests and plans; harmless."""
+    staging = Path(uri) / STAGING
+    if not is_remote(uri) and staging.exists():
+        names = sorted(path.name for path in staging.iterdir())
+        words = f"a table was being sealed: {few(names) or 'nothing in it'}"
+        yield Finding("warning", "leftover", "", str(staging), words, "bagger gc (or let the stage that runs finish)")
+    for folder in folders:
+        for path in sorted(folder.glob(".*.tmp")) if folder is not None else ():
+            yield Finding("warning", "leftover", "", str(path), "a draft that was never finished", f"rm {path}")

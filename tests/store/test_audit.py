@@ -1,0 +1,232 @@
+"""The audit: silent on a whole store, and for every way to break one a finding that names the row and the repair."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from store import Store
+from store.audit import audit
+from store.digest import bytes_sha256
+from store.manifest import write_manifest
+from store.mixture import read_plan, write_plan
+from store.registry import register
+from store.schema import CATALOG, SCHEMA_VERSION, VERSION_KEY
+from store.table import StoreError, content_manifest
+from store.video import encode_video
+
+
+def look(tiny, **changes):
+    settings = {"decode": False, "manifests": tiny.root / "manifests", "plans": tiny.root / "plans"} | changes
+    return audit(Store(tiny.store), **settings)
+
+
+def checks(findings) -> set[tuple[str, str, str]]:
+    assert all(one.repair for one in findings)
+    return {(one.check, one.table, one.subject) for one in findings}
+
+
+def rewrite(tiny, name: str, change) -> None:
+    """The sealed table with other rows, and a manifest that fits them."""
+    path = tiny.store / f"{name}.lance"
+    table = lance.dataset(str(path)).to_table()
+    rows = table.to_pylist()
+    changed = change(rows) or rows
+    shutil.rmtree(path)
+    lance.write_dataset(pa.Table.from_pylist(changed, table.schema), str(path))
+    write_manifest(content_manifest(tiny.store, name), tiny.root / "manifests" / f"{name}.json")
+
+
+def test_a_whole_store_has_no_findings_and_progress_ends_at_its_end(tiny):
+    told = []
+    path = tiny.root / "catalog.json"
+    write_manifest(tiny.manifest, path)
+    assert look(tiny, catalog_manifest=path, rounds=["r1", "r2"], progress=lambda *one: told.append(one)) == []
+    assert told[-1] == (16, 16)  # 4 seed clips, 2 rounds of 2 rollouts, scores, clips
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_the_table_is_not_what_its_manifest_says(tiny_copy):
+    rewrite(tiny_copy, "scores_r1", lambda rows: rows[0].update(gate="black"))
+    path = tiny_copy.root / "manifests" / "scores_r1.json"
+    path.write_text(path.read_text().replace('"rows": 2', '"rows": 3'))
+    (tiny_copy.root / "manifests" / "rollouts_r2.json").unlink()
+    shutil.copy(path, path.with_name("scores_r9.json"))
+    found = [one for one in look(tiny_copy) if one.check == "manifest"]
+    assert {one.table: one.repair for one in found} == {
+        "scores_r1": f"dvc checkout {tiny_copy.store}/scores_r1.lance {path}",
+        "rollouts_r2": "dvc repro rollout@r2",
+        "scores_r9": f"dvc checkout {tiny_copy.store}/scores_r9.lance",
+    }
+    assert "2 rows" in next(one.seen for one in found if one.table == "scores_r1")
+
+
+def double(rows):
+    return [*rows, rows[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("clips_r1", double, ("duplicate", "clips_r1", "clip-r1-0")),
+        ("clips_r2", lambda rows: rows[0].update(clip_id="clip-r1-0"), ("duplicate", "clips_r2", "clip-r1-0")),
+        ("clips_r1", lambda rows: rows[1].update(video=b""), ("missing", "clips_r1", "clip-r1-1")),
+        ("seed", lambda rows: rows[2].update(video=rows[2]["video"] + b"x"), ("digest", "seed", "seed-2")),
+        ("rollouts_r1", lambda rows: rows[0].update(latents=b""), ("missing", "rollouts_r1", "rollout-r1-0")),
+        ("rollouts_r1", lambda rows: rows[0].update(latents=b"123"), ("latents", "rollouts_r1", "rollout-r1-0")),
+        ("seed", lambda rows: rows[0].update(latents_shape=[2, 12]), ("latents", "seed", "seed-0")),
+        (
+            "seed",
+            lambda rows: rows[0].update(latents=np.full(24, np.inf, "<f2").tobytes()),
+            ("latents", "seed", "seed-0"),
+        ),
+        ("scores_r1", lambda rows: rows[0].update(rollout_id="rollout-x"), ("orphan", "scores_r1", "rollout-x")),
+        ("rollouts_r1", lambda rows: rows[:1], ("orphan", "clips_r1", "clip-r1-1")),
+        ("seed", lambda rows: rows[1:], ("orphan", "rollouts_r2", "rollout-r2-0")),
+        ("clips_r2", lambda rows: rows[0].update(model_digest="model-x"), ("orphan", "clips_r2", "clip-r2-0")),
+        ("clips_r2", lambda rows: rows[0].update(was_generated_by="run-x"), ("orphan", "clips_r2", "clip-r2-0")),
+        ("clips_r2", lambda rows: rows[0].update(was_derived_from=["clip-x"]), ("orphan", "clips_r2", "clip-r2-0")),
+        ("uses", lambda rows: rows[0].update(clip_id="clip-x"), ("orphan", "uses", None)),
+        ("runs", lambda rows: [one for one in rows if one["run_id"] != "run-seed"], ("orphan", "seed", "seed-0")),
+        ("clips_r2", lambda rows: rows[:1], ("catalog", "catalog", "clip-r2-1")),
+        ("clips_r2", lambda rows: rows[1].update(prompt="else"), ("catalog", "catalog", "clip-r2-1")),
+        ("scores_r2", lambda rows: rows[0].update(drift=7.0), ("catalog", "catalog", "clip-r2-0")),
+    ],
+)  # fmt: skip
+def test_every_break_is_found_where_it_is(tiny_copy, name, change, expected):
+    rewrite(tiny_copy, name, change)
+    found = checks(look(tiny_copy))
+    assert any(one[:2] == expected[:2] and expected[2] in (None, one[2]) for one in found), found
+
+
+def test_an_orphan_is_mended_by_the_stage_that_makes_it(tiny_copy):
+    rewrite(tiny_copy, "rollouts_r1", lambda rows: rows[:1])
+    found = [one for one in look(tiny_copy) if one.check == "orphan"]
+    assert {(one.table, one.repair) for one in found} == {
+        ("scores_r1", "dvc repro score@r1"),
+        ("clips_r1", "dvc repro correct@r1"),
+    }
+    assert any("rollout_id rollout-r1-1 is nowhere" in one.seen for one in found)
+
+
+def test_two_clips_of_one_video_are_a_warning(tiny_copy):
+    def same(rows):
+        rows[1].update({column: rows[0][column] for column in ("video", "video_sha256")})
+
+    rewrite(tiny_copy, "seed", same)
+    found = {one.check: one for one in look(tiny_copy)}
+    assert (found["same video"].severity, found["same video"].subject) == ("warning", "seed-0")
+    assert "seed-1" in found["same video"].seen
+
+
+def test_videos_are_decoded_and_compared_with_their_row(tiny_copy):
+    clips = {
+        "seed-0": encode_video(np.full((3, 16, 16, 3), 90, np.uint8), fps=8.0),
+        "seed-1": encode_video(np.full((4, 16, 16, 3), 90, np.uint8), fps=8.0),
+        "seed-2": encode_video(np.full((3, 16, 18, 3), 90, np.uint8), fps=24.0),
+    }
+    clips["seed-3"] = clips["seed-0"][:-20]
+
+    def encode(rows):
+        for row in rows:
+            row["video"] = clips[row["clip_id"]]
+            row["video_sha256"] = bytes_sha256(row["video"])
+
+    rewrite(tiny_copy, "seed", encode)
+    found = [(one.check, one.subject, one.seen) for one in look(tiny_copy, decode=True, tables=["seed"])]
+    assert [(check, clip) for check, clip, _ in found] == [
+        ("media", "seed-1"),
+        ("media", "seed-2"),
+        ("media", "seed-2"),
+        ("undecodable", "seed-3"),
+    ]
+    assert found[0][2] == "video is [4, 16, 16] frames, height, width; the row says [3, 16, 16]"
+    assert "video runs at 24.0 frames a second; the row says 8.0" in [seen for *_, seen in found]
+
+
+def test_tags_must_be_the_rounds_one_after_the_other(tiny_copy):
+    catalog = lance.dataset(str(tiny_copy.store / "catalog.lance"))
+    catalog.tags.update("r1", 1)
+    assert ("tags", "catalog", "r1") in checks(look(tiny_copy))
+    catalog.tags.delete("r1")
+    assert [one.seen for one in look(tiny_copy)] == ["no tag r1"]
+
+
+def test_the_catalog_has_a_manifest_too(tiny_copy):
+    path = tiny_copy.root / "catalog.json"
+    assert checks(look(tiny_copy, catalog_manifest=path)) == {("manifest", "catalog", str(path))}
+    write_manifest(dataclasses.replace(tiny_copy.manifest, digest="0" * 64), path)
+    (found,) = look(tiny_copy, catalog_manifest=path)
+    assert (found.check, found.repair) == ("manifest", "dvc repro catalog")
+
+
+def test_a_round_that_is_no_longer_asked_for_is_a_warning(tiny_copy):
+    found = look(tiny_copy, rounds=["r1"])
+    assert ("stale", "clips_r2", "") in checks(found)
+    assert {one.repair for one in found if one.severity == "error"} == {"dvc repro catalog"}
+
+
+def test_missing_tables_name_their_stage(tiny_copy):
+    for name in ("scores_r1", "uses"):
+        shutil.rmtree(tiny_copy.store / f"{name}.lance")
+    repairs = {one.table: one.repair for one in look(tiny_copy) if one.check == "missing table"}
+    assert repairs == {"scores_r1": "dvc repro score@r1", "uses": "dvc repro catalog"}
+
+
+@pytest.mark.parametrize(
+    ("version", "repair"), [(SCHEMA_VERSION - 1, "bagger migrate"), (SCHEMA_VERSION + 1, "update bagger")]
+)
+def test_another_schema_says_what_to_do(tiny_copy, version, repair):
+    path = tiny_copy.store / "scores_r2.lance"
+    table = lance.dataset(str(path)).to_table()
+    shutil.rmtree(path)
+    lance.write_dataset(table.replace_schema_metadata({VERSION_KEY: str(version).encode()}), str(path))
+    assert (repair, "scores_r2") in {(one.repair, one.table) for one in look(tiny_copy)}
+
+
+def test_damaged_files_strange_tables_and_leftovers(tiny_copy):
+    data = next((tiny_copy.store / "clips_r1.lance" / "data").iterdir())
+    os.truncate(data, data.stat().st_size // 2)
+    lance.write_dataset(CATALOG.empty_table(), str(tiny_copy.store / "mine.lance"))
+    (tiny_copy.store / ".sealing" / "clips_r2.lance").mkdir(parents=True)
+    (tiny_copy.root / "manifests" / ".seed.json.tmp").touch()
+    plan, _ = read_plan(tiny_copy.files["r1"])
+    strange = plan.set_column(plan.column_names.index("clip_id"), "clip_id", pa.array(["clip-x"] * len(plan)))
+    write_plan(strange, tiny_copy.files["r1"])
+    tiny_copy.files["r2"].write_bytes(b"PAR1")
+    found = {(one.severity, one.check, one.table): one for one in look(tiny_copy)}
+    assert found["error", "unreadable", "clips_r1"].repair == f"dvc checkout {tiny_copy.store}/clips_r1.lance"
+    assert ("warning", "unknown", "mine") in found
+    assert ("warning", "leftover", "") in found
+    assert found["error", "orphan", ""].subject == str(tiny_copy.files["r1"])
+    assert found["error", "orphan", ""].repair == "dvc repro mix@r1"
+    assert found["error", "plan", ""].repair == f"dvc checkout {tiny_copy.files['r2']}"
+
+
+def test_tables_may_be_chosen(tiny_copy):
+    rewrite(tiny_copy, "clips_r1", lambda rows: rows[0].update(video=b""))
+    assert look(tiny_copy, tables=["seed", "clips_r2"]) == []
+    assert {one.check for one in look(tiny_copy, tables=["clips_r1"])} == {"missing"}
+    with pytest.raises(StoreError, match="no table 'clips_r7'"):
+        look(tiny_copy, tables=["clips_r7"])
+
+
+def test_a_registry_is_audited_too(tiny_copy):
+    uri = tiny_copy.root / "registry"
+    register(Store(tiny_copy.store), uri, "one")
+    register(Store(tiny_copy.store), uri, "two", rounds=["r1"])
+    assert audit(Store(uri), decode=False) == []
+    lance.dataset(str(uri / "clips.lance")).delete("clip_id = 'clip-r1-0'")
+    lance.dataset(str(uri / "runs.lance")).delete("run_id = 'run-score-r2'")
+    found = audit(Store(uri), decode=False)
+    assert {(one.check, one.table, one.subject) for one in found} >= {
+        ("catalog", "catalog", "clip-r1-0"),
+        ("orphan", "scores", "rollout-r2-0"),
+    }
+    assert {one.repair for one in found} == {f"bagger register --to {uri}"}
+    assert json.dumps([vars(one) for one in found])
