@@ -18,7 +18,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from store import descendants, lineage, query
+from store import descendants, diff, lineage, query
 from store.errors import StoreError
 from store.remote import NoTable, is_remote
 from store.schema import REGISTRY_CATALOG, table_schema
@@ -120,3 +120,4 @@ class Store:
     clips = query.clips
     lineage = lineage.lineage
     descendants = descendants.descendants
+    diff = diff.diff
