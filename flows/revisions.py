@@ -198,7 +198,7 @@ def _resolve(root: Path, rev: str) -> str:
             known = ", ".join(sorted(one[:_SHORT] for one in commits))
             raise RevisionError(f"revision {rev!r} is the name of several experiments; give one's commit: {known}")
     names = _git(root, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags", "refs/remotes") or ""
-    near = difflib.get_close_matches(rev, [*names.split(), *experiments], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(rev, ["HEAD", *names.split(), *experiments], n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(map(printable, near))}" if near else ""
     raise RevisionError(f"git knows no commit, branch, tag or experiment {rev!r}{hint}")
 
