@@ -1,1 +1,535 @@
-"""The page of `bagger browse`, run by Streamlit."""
+"""The page of `bagger browse`, run by Streamlit: `streamlit run flows/page.py -- STORE`.
+
+Notable:
+- Texts of the data are hostile: prompts and whatever a rewriter said go through `st.text` and `st.code`, which know
+  neither markdown nor HTML. The HTML and the one script are constants.
+- The address holds the state: every filter is bound to a query parameter, `?clip=` opens a clip.
+- Cached answers are named by the catalog's version, so a store that changed is seen at the next click or reload. Only
+  the videos of one page are ever read.
+- Every answer comes from `Store`, and nothing is written.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import streamlit as st
+
+from store import Store
+from store.errors import StoreError, printable
+from store.lineage import render_tree
+from store.query import equals, plain_rows
+
+PER_PAGE = 12
+PARTS = ("saturation", "contrast", "sharpness", "motion")
+CLASSES = ("invariant", "equivariant", "novel", "irreversible", "unknown")
+SORTS = {"worst": "-drift", "least": "drift", "id": "clip_id"}
+SORT_NAMES = {"worst": "worst drift first", "least": "least drift first", "id": "by id"}
+PLAYABLE_PROFILES = (66, 77, 88, 100)  # of H.264, 4:2:0: baseline, main, extended, high
+GRID_COLUMNS, GRID_COLUMNS_BESIDE = 6, 2  # the second while a clip is open
+CARD = ("clip_id", "kind", "round", "prompt", "drift", "drift_part", "table", "width", "height")
+BINS = 24
+
+DRIFT = (
+    "How far a rollout moved away from its own real first frames, in units of how much real videos vary: about 1 is "
+    "what real clips do by themselves. The rms of four signed parts; a part below 0 means it got less."
+)
+UNITS = {
+    "saturation": "colourfulness, 0 to 1",
+    "contrast": "spread of brightness, 0 to 1",
+    "sharpness": "log of fine detail",
+    "motion": "change between frames",
+}
+STYLE = """<style>
+.stMainBlockContainer {padding: 4rem 2.5rem 2rem; max-width: 1700px}
+[data-testid="stSidebarHeader"] {height: 2.2rem; min-height: 0; padding: 0}
+video {background: #8882; border-radius: 6px; width: 100%}
+[class*="st-key-card-"] {gap: .35rem}
+[class*="st-key-card-"] [data-testid="stText"] {font-size: .8rem; line-height: 1.25; min-height: 2.5em}
+[class*="st-key-card-"] [data-testid="stText"] span {display: -webkit-box; -webkit-line-clamp: 3;
+  -webkit-box-orient: vertical; overflow: hidden; white-space: normal}
+.st-key-opened pre {max-height: 26rem; font-size: .72rem}
+.st-key-opened [data-testid="stText"] {font-size: .88rem}
+[data-testid="stElementContainer"]:has(> .stHtml) {position: absolute}
+@media (min-width: 1000px) {
+  [data-testid="stColumn"]:has(.st-key-opened) {position: sticky; top: 3rem; align-self: flex-start;
+    max-height: calc(100vh - 4rem); overflow-y: auto}
+}
+</style>"""
+# Streamlit does not start a video again that moves to another place of the page.
+PLAY = """<script>
+if (!window.baggerPlays) {
+  window.baggerPlays = true;
+  new MutationObserver(changes => changes.forEach(change => change.addedNodes.forEach(node => {
+    const found = node.matches?.("video") ? [node] : node.querySelectorAll?.("video") ?? [];
+    found.forEach(video => { video.muted = true; video.play().catch(() => {}); });
+  }))).observe(document.body, {childList: true, subtree: true});
+}
+</script>"""
+SMALL = 128  # pixels: such a video is enlarged without smoothing, to look like what the model sees
+
+
+# ---------------------------------------------------------------------------------------------- what the store answers
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _store(uri: str, version: str) -> Store:
+    return Store(uri)
+
+
+def fresh_store(uri: str) -> tuple[Store, str]:
+    """The store as it is now, and what names this state. Raises StoreError if there is no catalog."""
+    catalog = Store(uri).open("catalog")
+    path = Path(uri, "catalog.lance")
+    place = path.stat() if path.exists() else None  # a rebuilt catalog is another folder with the same version
+    version = f"{catalog.version} {(place.st_ino, place.st_mtime_ns) if place else ''}"
+    return _store(uri, version), version
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the catalog …")
+def overview(uri: str, version: str) -> dict[str, Any]:
+    """What filters and summary need: counts by round and kind, bins of drift by round, bounds, experiments."""
+    store = _store(uri, version)
+    columns = ["kind", "round", "drift", *(["experiment"] if store.is_registry else [])]
+    rows = store.read("catalog", columns)
+    drift = rows["drift"].to_numpy(zero_copy_only=False).astype(float)
+    rounds = np.array(rows["round"].to_pylist(), dtype=object)
+    known = np.isfinite(drift)
+    top = float(drift[known].max()) if known.any() else 0.0
+    edges = np.linspace(0, top or 1, BINS + 1)
+    names = sorted(set(rounds), key=lambda one: (len(one), one))
+    bins, quantiles = [], {}
+    for name in names:
+        values = drift[known & (rounds == name)]
+        if len(values):
+            counts = np.histogram(values, edges)[0]
+            bins += [
+                {"round": name, "drift": low, "end": high, "clips": int(count)}
+                for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+            ]
+            quantiles[name] = np.quantile(values, [0.5, 0.95])
+    return {
+        "clips": {name: int((rounds == name).sum()) for name in names},
+        "kinds": dict(pd.Series(rows["kind"].to_pylist()).value_counts()),
+        "bins": bins,
+        "quantiles": quantiles,
+        "top": float(np.ceil(top * 10) / 10),
+        "experiments": sorted(set(rows["experiment"].to_pylist())) if store.is_registry else [],
+    }
+
+
+@st.cache_resource(max_entries=16, show_spinner="Looking …")
+def matching(uri: str, version: str, kind: str, where: str | None, sort: str) -> pa.Table:
+    """The clips that pass the filters, in order: what a card shows."""
+    return _store(uri, version).clips(kind=kind, where=where, sort=sort, columns=list(CARD))
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def videos(uri: str, version: str, clips: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
+    """clip_id -> mp4 bytes of (table, clip_id) pairs, one read a table."""
+    store = _store(uri, version)
+    found: dict[str, bytes] = {}
+    for table in sorted({table for table, _ in clips}):
+        where = " OR ".join(equals("clip_id", clip) for name, clip in clips if name == table)
+        rows = store.read(table, ["clip_id", "video"], where=where)
+        found |= dict(zip(rows["clip_id"].to_pylist(), rows["video"].to_pylist(), strict=True))
+    return found
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def details(uri: str, version: str, clip_id: str) -> dict[str, Any]:
+    """Everything about one clip. Raises StoreError for an id that is no clip."""
+    store = _store(uri, version)
+    found = store.read("catalog", list(_plain_columns(store)), where=equals("clip_id", clip_id))
+    if not found.num_rows:
+        raise StoreError(f"no clip {clip_id!r} in {store.uri}")
+    facts = plain_rows(found)[0]
+    clip = store.video(clip_id)
+    parts = {"seed": clip} if facts["kind"] == "seed" else {"clip": clip}
+    if facts["kind"] != "seed":
+        parts |= {"rollout": store.video(clip["rollout_id"]), "seed": store.video(clip["seed_clip_id"])}
+    uses = store.read("uses", where=equals("clip_id", clip_id)).to_pylist() if store.has("uses") else []
+    return {
+        "facts": facts,
+        "videos": parts,
+        "score": _score(store, clip.get("rollout_id")),
+        "tree": render_tree(store.lineage(clip_id)),
+        "uses": uses,
+    }
+
+
+def _plain_columns(store: Store) -> Sequence[str]:
+    return [name for name in store.open("catalog").schema.names if name not in ("look", "words")]
+
+
+def _score(store: Store, rollout_id: str | None) -> dict[str, Any] | None:
+    for name in store.tables("scores") if rollout_id else ():
+        if rows := store.read(name, where=equals("rollout_id", str(rollout_id))).to_pylist():
+            return dict(rows[0])
+    return None
+
+
+def filter_text(
+    rounds: Sequence[str],
+    drift: tuple[float, float] | None,
+    parts: Sequence[str],
+    classes: Sequence[str],
+    words: str,
+    experiment: str | None = None,
+) -> str | None:
+    """The filters as a `where` of `Store.clips`, which checks it again; None where nothing is filtered."""
+    found = [f"({' OR '.join(equals(name, one) for one in values)})" for name, values in (
+        ("round", rounds), ("drift_part", parts), ("reversal_class", classes),
+    ) if values]  # fmt: skip
+    if drift is not None:
+        found.append(f"drift BETWEEN {drift[0]!r} AND {drift[1]!r}")
+    found += [f"prompt ILIKE '%{word}%'" for word in re.findall(r"[^\W_]+", words)]  # % and _ would match anything
+    if experiment:
+        found.append(equals("experiment", experiment))
+    return " AND ".join(found) or None
+
+
+def unplayable(video: bytes) -> str | None:
+    """Why a browser may show nothing: not an mp4 with H.264, or one with undivided colour (a side of odd length)."""
+    place = video.find(b"avcC")
+    if place < 0 or len(video) < place + 6:
+        return "no H.264 video: a browser cannot play it"
+    profile = video[place + 5]
+    if profile in PLAYABLE_PROFILES:
+        return None
+    return f"H.264 profile {profile}, not 4:2:0 (a side is odd?): many browsers do not play it; `bagger export` it"
+
+
+# --------------------------------------------------------------------------------------------------------- what is seen
+
+
+def main(uri: str) -> None:
+    st.set_page_config(page_title="bagger", page_icon="🎒", layout="wide")
+    st.html(STYLE)
+    st.html(PLAY, unsafe_allow_javascript=True)
+    try:
+        _, version = fresh_store(uri)
+        facts = overview(uri, version)
+    except StoreError as error:
+        st.header("There is no store to show yet")
+        st.code(printable(str(error)), language=None, wrap_lines=True)
+        st.write("Make one with `dvc repro`, or fetch a colleague's with `dvc pull`; then reload this page.")
+        return
+    if not facts["clips"]:
+        st.header("The store is empty")
+        st.write("Its catalog has no clip. `dvc repro` makes seed and corrective clips; then reload this page.")
+        return
+    kind, where, sort = sidebar(uri, facts)
+    try:
+        table = matching(uri, version, kind, where, sort)
+    except StoreError as error:
+        st.error("The store cannot answer this.")
+        st.code(printable(str(error)), language=None, wrap_lines=True)
+        return
+    opened = st.query_params.get("clip")
+    if opened is None:
+        summary(facts)
+        grid(uri, version, table, GRID_COLUMNS)
+    else:
+        left, right = st.columns([4, 7], gap="medium")
+        with right, st.container(key="opened"):
+            open_clip(uri, version, opened)
+        with left:
+            grid(uri, version, table, GRID_COLUMNS_BESIDE, opened)
+
+
+def sidebar(uri: str, facts: dict[str, Any]) -> tuple[str, str | None, str]:
+    """The filters; each is a query parameter of the page's address. Gives kind, where and sort of `Store.clips`."""
+    with st.sidebar:
+        st.subheader("Clips", anchor=False)
+        st.text(uri)
+        experiment = None
+        if facts["experiments"]:
+            experiment = st.selectbox(
+                "Experiment", facts["experiments"], index=None, placeholder="all", key="experiment",
+                bind="query-params", on_change=first_page,
+            )  # fmt: skip
+        kind = st.segmented_control(
+            "Kind", ["corrective", "seed"], default="corrective", key="kind", bind="query-params", on_change=first_page,
+            help="Corrective: a model's rollout played backwards, from drifted frames to real ones. Seed: real videos.",
+        )  # fmt: skip
+        seeds = kind == "seed"
+        rounds = st.pills(
+            "Round", [one for one in facts["clips"] if one != "r0"], selection_mode="multi", key="round",
+            bind="query-params", on_change=first_page, disabled=seeds, help="r1: made by the first model; and so on.",
+        )  # fmt: skip
+        drift = None
+        if facts["top"] > 0:
+            drift = st.slider(
+                "Drift", 0.0, facts["top"], (0.0, facts["top"]), 0.1, key="drift", bind="query-params",
+                on_change=first_page, disabled=seeds, help=DRIFT,
+            )  # fmt: skip
+        parts = st.pills(
+            "What drifted most", PARTS, selection_mode="multi", key="part", bind="query-params", on_change=first_page,
+            disabled=seeds,
+        )  # fmt: skip
+        classes = st.pills(
+            "Reversal class", CLASSES, selection_mode="multi", key="class", bind="query-params", on_change=first_page,
+            disabled=seeds, help="What playing backwards does to the caption's meaning: nothing, the opposite, …",
+        )  # fmt: skip
+        words = st.text_input(
+            "Words in the prompt", key="words", bind="query-params", on_change=first_page, placeholder="red square"
+        )
+        sort = st.selectbox(
+            "Order", list(SORTS), format_func=SORT_NAMES.__getitem__, key="sort", bind="query-params",
+            on_change=first_page,
+        )  # fmt: skip
+        st.caption("The address of this page keeps these choices: bookmark it, share it.")
+    if seeds:
+        return "seed", filter_text([], None, [], [], words, experiment), "clip_id"
+    whole = drift is None or drift == (0.0, facts["top"])
+    where = filter_text(rounds, None if whole else drift, parts, classes, words, experiment)
+    return kind or "all", where, SORTS[sort]
+
+
+def summary(facts: dict[str, Any]) -> None:
+    """How many clips there are, and how far the rollouts of each round drifted."""
+    left, right = st.columns([5, 6], gap="large")
+    with left:
+        counts = " · ".join(f"{count:,} {_plain(kind)}" for kind, count in facts["kinds"].items())
+        st.subheader(f"{counts} clips", anchor=False)
+        st.caption(
+            "A **corrective clip** is a model's own rollout played backwards: it starts at frames that went wrong and "
+            "ends at real ones. Training on it teaches the model the way back. **Drift** tells how far a rollout went "
+            "wrong, in units of natural variation: about 1 is what real videos do by themselves."
+        )
+        lines = ["| round | clips | median drift | 95 % below |", "|:--|--:|--:|--:|"]
+        for name, count in facts["clips"].items():
+            middle, high = (f"{one:.2f}" for one in facts["quantiles"][name]) if name in facts["quantiles"] else "--"
+            lines.append(f"| {_plain(name)}{' (seed clips)' if name == 'r0' else ''} | {count:,} | {middle} | {high} |")
+        st.markdown("\n".join(lines))
+    with right:
+        if facts["bins"]:
+            chart = (
+                alt.Chart(pd.DataFrame(facts["bins"]))
+                .mark_line(interpolate="step-after", strokeWidth=2)
+                .encode(
+                    x=alt.X("drift:Q", title="drift (natural variations)"),
+                    y=alt.Y("clips:Q", title="clips"),
+                    color=alt.Color("round:N", title=None, legend=alt.Legend(orient="top-right")),
+                )
+                .properties(height=290, title=alt.Title("Drift of the rollouts of each round", fontSize=13))
+            )
+            st.altair_chart(chart)
+
+
+def grid(uri: str, version: str, table: pa.Table, columns: int, opened: str | None = None) -> None:
+    """One page of clips, playing."""
+    pages = max(1, -(-table.num_rows // PER_PAGE))
+    page = min(_page(), pages)
+    bar = st.container(horizontal=True, vertical_alignment="center", key="pages")
+    shown = plain_rows(table.slice((page - 1) * PER_PAGE, PER_PAGE))
+    with bar:
+        first = (page - 1) * PER_PAGE + 1
+        numbers = f", {first:,} to {first + len(shown) - 1:,}" if shown and pages > 1 else ""
+        st.markdown(f"**{table.num_rows:,} {'clip' if table.num_rows == 1 else 'clips'}**{numbers}", width="stretch")
+        st.button("", icon=":material/chevron_left:", key="back", disabled=page == 1, on_click=turn, args=(page - 1,))
+        st.button(
+            "", icon=":material/chevron_right:", key="on", disabled=page == pages, on_click=turn, args=(page + 1,)
+        )
+    if not shown:
+        st.info("No clip passes these filters: widen the drift, or take one away.")
+        return
+    width, height = shown[0]["width"], shown[0]["height"]
+    smooth = "pixelated" if max(width, height) <= SMALL else "auto"
+    st.html(f"<style>video {{aspect-ratio: {width:d} / {height:d}; image-rendering: {smooth}}}</style>")
+    found = videos(uri, version, tuple((one["table"], one["clip_id"]) for one in shown))
+    for start in range(0, len(shown), columns):
+        places = st.columns(columns, gap="small")
+        for number, (place, row) in enumerate(zip(places, shown[start : start + columns], strict=False), start):
+            with place, st.container(border=True, key=f"card-{number}"):
+                play(found.get(row["clip_id"], b""), f"card {number}")
+                drift = "real video" if row["drift"] is None else f"**{row['drift']:.2f}** {row['drift_part'] or ''}"
+                st.caption(f"{_plain(row['round'])} · {_plain(drift, '*')}")
+                st.text(printable(row["prompt"]))
+                st.button(
+                    "open", key=f"open-{number}", on_click=choose, args=(row["clip_id"],), width="stretch",
+                    type="primary" if row["clip_id"] == opened else "secondary",
+                )  # fmt: skip
+
+
+def open_clip(uri: str, version: str, clip_id: str) -> None:
+    """A clip beside its rollout and its seed clip, and all that is known about it."""
+    bar = st.container(horizontal=True, vertical_alignment="center")
+    with bar:
+        st.code(printable(clip_id), language=None, width="content")
+        st.space("stretch")
+        st.button("close", icon=":material/close:", key="close", on_click=choose, args=(None,))
+    try:
+        found = details(uri, version, clip_id)
+    except StoreError as error:
+        st.error("This clip cannot be shown.")
+        st.code(printable(str(error)), language=None, wrap_lines=True)
+        return
+    facts, parts, score = found["facts"], found["videos"], found["score"]
+    titles = {
+        "clip": ("Corrective clip", "what the model trains on: drifted → real"),
+        "rollout": ("Rollout", "as the model generated it: real → drifted"),
+        "seed": ("Seed clip", "the real video it set out from"),
+    }
+    for place, (name, row) in zip(st.columns(3), parts.items(), strict=False):
+        with place, st.container(gap="xsmall", key=f"video-{name}"):
+            st.markdown(f"**{titles[name][0]}**")
+            play(row["video"], titles[name][0])
+            st.caption(titles[name][1])
+            st.text(printable(row["prompt"]))
+    clip = next(iter(parts.values()))
+    length = f"{clip['num_frames']} frames, {clip['num_frames'] / clip['fps']:.3g} s at {clip['fps']:.3g} fps"
+    st.caption(f"{_plain(facts['round'])} · {length}, {clip['width']} x {clip['height']} pixels, in a loop")
+    tabs = dict(zip(("Drift", "Lineage", "Rewrite", "Training", "All facts"), st.tabs(
+        ["Drift", "Lineage", "Rewrite", "Training", "All facts"]), strict=True))  # fmt: skip
+    with tabs["Drift"]:
+        drift_tab(facts, score, parts.get("rollout"))
+    with tabs["Lineage"]:
+        st.caption("What it was made of, back to the source file and the first model.")
+        st.code(found["tree"], language=None)
+    with tabs["Rewrite"]:
+        rewrite_tab(clip)
+    with tabs["Training"]:
+        training_tab(found["uses"])
+    with tabs["All facts"]:
+        st.code(json.dumps(facts, indent=1, ensure_ascii=False), language=None)
+
+
+def drift_tab(facts: dict[str, Any], score: dict[str, Any] | None, rollout: dict[str, Any] | None) -> None:
+    """Drift, its parts as bars, and the curve of every part."""
+    if score is None:
+        st.info("Drift is measured on rollouts; this is a real video." if facts["kind"] == "seed" else "Not scored.")
+        return
+    values = [{"part": one, "drift": score[f"drift_{one}"]} for one in PARTS]
+    left, right = st.columns([2, 5])
+    with left:
+        st.metric("Drift", f"{score['drift']:.2f}", help=DRIFT, border=True)
+        gate = printable(score["gate"])
+        st.text(f"gate: {gate or 'passed'}\nby {printable(score['scorer'])}")
+    with right:
+        bars = (
+            alt.Chart(pd.DataFrame(values))
+            .mark_bar()
+            .encode(
+                x=alt.X("drift:Q", title="part of the drift (natural variations)"),
+                y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
+                color=alt.condition(alt.datum.drift < 0, alt.value("#2f6fde"), alt.value("#e07a2f")),
+            )
+            .properties(height=165)
+        )
+        st.altair_chart(bars)
+    prefix = int(rollout["prefix_frames"]) if rollout else 0
+    st.caption(
+        f"The rollout frame by frame, in the order it was generated: {prefix} real frames up to the line, then the "
+        "model's. The corrective clip plays this from right to left."
+    )
+    curves = pd.DataFrame(
+        [
+            {"curve": f"{one}: {UNITS[one]}", "frame": n, "value": value}
+            for one in PARTS
+            for n, value in enumerate(score[one])
+        ]
+    )
+    lines = alt.Chart(curves).mark_line(color="#2f6fde").encode(
+        x=alt.X("frame:Q", title=None, axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+    )  # fmt: skip
+    rule = alt.Chart(curves).mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(prefix - 0.5))
+    facets = alt.layer(lines, rule).properties(width=235, height=80).facet(
+        facet=alt.Facet("curve:N", sort=[f"{one}: {UNITS[one]}" for one in PARTS], title=None), columns=2
+    )  # fmt: skip
+    st.altair_chart(facets.resolve_scale(y="independent"), width="content")
+    oracle = {key.removeprefix("oracle_"): value for key, value in score.items() if key.startswith("oracle_")}
+    if any(value is not None for value in oracle.values()):
+        st.caption("The toy world's oracle, which knows what should be there:")
+        st.text(
+            " · ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in oracle.items() if value is not None)
+        )
+
+
+def rewrite_tab(clip: dict[str, Any]) -> None:
+    """How the prompt became one of the video played backwards."""
+    if "rewrite_id" not in clip:
+        st.info("A seed clip has the caption of its source.")
+        return
+    st.caption("Played backwards, a video needs another caption. This is who wrote it, and how it was checked.")
+    for label, name in (("prompt of the rollout", "source_prompt"), ("prompt of this clip", "prompt")):
+        st.caption(label)
+        st.code(printable(clip[name]), language=None, wrap_lines=True)
+    verdicts = " · ".join(f"{one['name']} {'✓' if one['pass'] else '✗'}" for one in json.loads(clip["verdicts"]))
+    told = {
+        "reversal class": clip["reversal_class"],
+        "rewriter": f"{clip['rewriter_kind']} {clip['rewriter_version']}",
+        "marker": clip["marker_style"],
+        "fallback from": clip["fallback_from"] or "-",
+        "checks": verdicts or "none",
+        "attempts": clip["attempts"],
+        "id": clip["rewrite_id"],
+    }
+    st.text("\n".join(f"{key}: {printable(str(value))}" for key, value in told.items()))
+    st.caption("what the rewriter answered, unedited")
+    st.code(printable(clip["raw_output"]), language=None, wrap_lines=True)
+
+
+def training_tab(uses: Sequence[dict[str, Any]]) -> None:
+    """Which models saw the clip, and at which steps."""
+    if not uses:
+        st.info("No training has used this clip, or the store has no table `uses` yet.")
+        return
+    st.caption("Every model that trained on this clip, and the optimiser steps that saw it.")
+    rows = [
+        {
+            "round": one["round"],
+            "model": one["model_digest"] or "not trained yet",
+            "times": len(one["steps"]),
+            "steps": ", ".join(map(str, one["steps"])),
+        }
+        for one in sorted(uses, key=lambda one: (len(one["round"]), one["round"]))
+    ]
+    st.dataframe(rows, hide_index=True, height="content")
+
+
+def play(video: bytes, what: str) -> None:
+    """A video in a loop, or why it does not play. what: says which, and differs from every other one of the page."""
+    if reason := unplayable(video):
+        st.warning(reason, icon=":material/videocam_off:")
+    if video:
+        st.video(video, loop=True, autoplay=True, muted=True, alt=what)
+
+
+def _plain(text: str, keep: str = "") -> str:
+    """A short text without what markdown or Streamlit would read as a sign."""
+    return re.sub(rf"[^\w .{re.escape(keep)}-]", " ", printable(text))
+
+
+def _page() -> int:
+    text = st.query_params.get("page", "1")
+    return max(1, int(text)) if text.isdecimal() and len(text) < 9 else 1
+
+
+def turn(page: int) -> None:
+    st.query_params["page"] = str(page)
+
+
+def first_page() -> None:
+    """A changed filter starts at its first page."""
+    st.query_params.pop("page", None)
+
+
+def choose(clip_id: str | None) -> None:
+    if clip_id is None:
+        st.query_params.pop("clip", None)
+    else:
+        st.query_params["clip"] = clip_id
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "data/store")
