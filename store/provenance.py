@@ -145,14 +145,12 @@ def name_of(thing_id: str) -> str:
 
 
 def attributes(thing: Thing) -> dict[str, Any]:
-    """What a document says of a thing: its type, and its facts by path, in the types of JSON."""
+    """What a document says of a thing: its type, and its facts by path."""
     found: dict[str, Any] = {"prov:type": _qualified(f"bagger:{thing.type}")}
     if isinstance(prompt := thing.facts.get("prompt"), str):
         found["prov:label"] = prompt
     for key, value in _flat(thing.facts).items():
-        found[f"bagger:{key}"] = (
-            value if isinstance(value, str | bool | int) else {"$": repr(value), "type": "xsd:double"}
-        )
+        found[f"bagger:{key}"] = _typed(value)
     return found
 
 
@@ -168,5 +166,14 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {} if value is None else {path: value}
 
 
+def _typed(value: str | bool | int | float) -> str | bool | dict[str, str]:
+    """A value as PROV-JSON writes it: text and truth as they are, numbers with their type of XML Schema."""
+    if isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return {"$": str(value), "type": "xsd:int" if abs(value) < 2**31 else "xsd:long"}
+    return {"$": repr(value), "type": "xsd:double"}
+
+
 def _qualified(name: str) -> dict[str, str]:
-    return {"$": name, "type": "prov:QUALIFIED_NAME"}
+    return {"$": name, "type": "xsd:QName"}

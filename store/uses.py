@@ -21,7 +21,8 @@ def uses_table(run_records: Sequence[Mapping[str, Any]], plans: Mapping[str, Pat
 
     run_records: rows of RUNS with their JSON columns as objects; a `train` run tells plan, model and batch size.
     plans: round -> its plan file. A plan that no run trained on has rows without a model, one sample a step.
-    Raises StoreError for a plan that is missing or damaged, and for one that is not the plan of its round's training.
+    Raises StoreError for a plan that is missing or damaged, for one that is not the plan of its round's training, and
+    for a training that does not tell its batch size.
     """
     trained = {run["round"]: run for run in run_records if run["stage"] == "train"}
     tables = [USES.empty_table()]
@@ -31,9 +32,17 @@ def uses_table(run_records: Sequence[Mapping[str, Any]], plans: Mapping[str, Pat
         if run is not None and run["inputs"].get("plan_digest") != digest:
             raise StoreError(f"plan {path} is not what {run['run_id']} trained on; run `dvc repro train@{name}`")
         model = run["outputs"].get("model_digest") if run else None
-        batch_size = int(run["params"]["train"]["batch_size"]) if run else 1
+        batch_size = _batch_size(run) if run else 1
         tables.append(_plan_uses(plan, id_of("plan", digest), model, name, batch_size))
     return pa.concat_tables(tables).sort_by("use_id")
+
+
+def _batch_size(run: Mapping[str, Any]) -> int:
+    size = (run["params"].get("train") or {}).get("batch_size")
+    if not isinstance(size, int) or size < 1:
+        found = f"found {size!r}; expected a whole number from 1"
+        raise StoreError(f"{run['run_id']} does not tell its params train.batch_size ({found}); run `dvc repro train`")
+    return size
 
 
 def _plan_uses(plan: pa.Table, plan_id: str, model: str | None, name: str, batch_size: int) -> pa.Table:

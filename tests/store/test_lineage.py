@@ -1,11 +1,14 @@
 import json
+import shutil
 
 import pytest
 
 from store import Store
-from store.digest import id_of
-from store.lineage import lineage, render_tree
+from store.catalog import build_catalog
+from store.digest import bytes_sha256, id_of
+from store.lineage import lineage
 from store.table import StoreError
+from store.tree import render_tree
 
 
 def walk(tree):
@@ -86,6 +89,75 @@ def test_any_id_has_a_lineage_and_it_is_json(tiny):
     assert [one["id"] for one in train["parents"]] == [tiny.models["base"], id_of("plan", tiny.plans["r2"])]
     assert train["outputs"] == {"model_digest": tiny.models["r2"]}
     assert [one["type"] for one in lineage(Store(tiny.store), tiny.models["r2"])["parents"]] == ["plan", "model", "run"]
+
+
+def test_files_scores_and_uses_have_ids_too(tiny):
+    store = Store(tiny.store)
+    sha = bytes_sha256(b"1")
+    file = lineage(store, id_of("file", sha))
+    assert (file["type"], file["source_path"], file["source_sha256"]) == ("file", "videos/1.mp4", sha)
+    assert parent(lineage(store, "seed-1"), "file")["id"] == file["id"]
+    assert lineage(store, sha)["id"] == file["id"]
+    score = lineage(store, "rollout-r2-1/score")
+    assert (score["type"], score["scorer"], score["drift"]) == ("score", "handmade@1", 0.1)
+    assert [one["id"] for one in score["parents"]] == ["rollout-r2-1", "run-score-r2"]
+    plan = id_of("plan", tiny.plans["r1"])
+    use = lineage(store, f"{plan}/clip-r1-0")
+    assert (use["type"], use["round"], use["samples"]) == ("use", "r1", len(use["steps"]))
+    assert parent(use, "clip")["id"] == "clip-r1-0"
+
+
+def test_tables_of_run_records_connect_runs(tiny_copy, rows):
+    """What run records call by a sealed table's digest is one thing to its maker and to its users."""
+    digest, foreign = "ab" * 32, "cd" * 32
+    made = rows.run("seed", None, {"clips": foreign}, {"table": "seed", "digest": digest}, 1)
+    used = rows.run("rollout", "r1", {"model": tiny_copy.models["r0"], "seed": digest}, {"rows": 2}, 2)
+    build_catalog(tiny_copy.store, ["r1", "r2"], [made, used])
+    store = Store(tiny_copy.store)
+    tree = lineage(store, "run-rollout-r1")
+    assert [one["type"] for one in tree["parents"]] == ["model", "table"]
+    table = parent(tree, "table")
+    assert (table["id"], table["name"]) == (id_of("table", digest), "seed")
+    assert parent(table, "run")["id"] == "run-seed"
+    assert lineage(store, digest)["id"] == table["id"]
+    (source,) = lineage(store, "run-seed")["parents"]
+    assert (source["id"], source["note"]) == ("clips-" + foreign[:16], "known from the records of runs alone")
+
+
+def test_a_plan_is_made_by_mixing_though_training_names_it_too(tiny_copy, rows):
+    plan = tiny_copy.plans["r0"]
+    mix = rows.run("mix", "r0", {}, {"plan_digest": plan, "summary": {"rounds": {"r0": {}}}}, 9)
+    train = rows.run(
+        "train", "r0", {"plan_digest": plan}, {"plan_digest": plan, "model_digest": "model-" + "a" * 16}, 1
+    )
+    build_catalog(tiny_copy.store, ["r1", "r2"], [mix, train])
+    store = Store(tiny_copy.store)
+    assert [one["id"] for one in parents(lineage(store, id_of("plan", plan)), "run")] == ["run-mix-r0"]
+    assert [one["id"] for one in lineage(store, "run-train-r0")["parents"]] == [id_of("plan", plan)]
+
+
+def test_a_store_without_training_use_answers(tiny_copy):
+    shutil.rmtree(tiny_copy.store / "uses.lance")
+    store = Store(tiny_copy.store)
+    rounds = parents(lineage(store, id_of("plan", tiny_copy.plans["r2"])), "round")
+    assert [one["id"] for one in rounds] == ["r0", "r1", "r2"]
+    assert [one["type"] for one in store.descendants("seed-1")["children"]] == ["rollout", "rollout"]
+
+
+def test_the_beginning_of_an_id_will_do(tiny):
+    store = Store(tiny.store)
+    for kind in ("r0", "r1", "r2", "base"):
+        model = tiny.models[kind]
+        assert lineage(store, model[:12])["id"] == model
+    plan, file = id_of("plan", tiny.plans["r1"]), id_of("file", bytes_sha256(b"3"))
+    assert lineage(store, plan[:10])["id"] == plan
+    assert lineage(store, file[:10])["id"] == file
+    with pytest.raises(
+        StoreError, match="'run-train' is the beginning of several ids: run-train-r0, run-train-r1, run-"
+    ):
+        lineage(store, "run-train")
+    with pytest.raises(StoreError, match="no clip, rollout"):
+        lineage(store, model[:9])  # three digits are too few
 
 
 def test_an_unknown_id_names_the_nearest(tiny):
