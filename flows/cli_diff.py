@@ -112,12 +112,14 @@ def _state(store: Store, uri: str, name: str) -> _State:
     from store.dataset import is_remote
     from store.errors import StoreError
 
-    if name == NOW and not is_remote(uri):
-        return _State(store, None, None, "now")
     if is_remote(uri) or _is_registry(store):
+        if name == NOW:
+            return _State(store, None, None, NOW)  # refused by name: which experiment?
         match = _ROUND.fullmatch(name)
         experiment, at = (match["experiment"], match["tag"]) if match else (name, None)
         return _State(store, at, experiment, printable(name))
+    if name == NOW:
+        return _State(store, None, None, "now")
     match = _TAG.fullmatch(name)
     rev, at = (match["rev"], match["tag"]) if match else (name, None)
     if rev in ("", NOW):

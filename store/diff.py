@@ -151,10 +151,12 @@ class _Side:
     def _choose(self, store: "Store", at: str | None, experiment: str | None) -> None:
         held = store.read("catalog", ["experiment", "round"]).group_by(["experiment", "round"]).aggregate([])
         known = sorted(set(held["experiment"].to_pylist()))
+        if experiment is None:
+            raise StoreError(f"{store.uri} is a registry: say which experiment's clips, of {', '.join(known)}")
         if experiment not in known:
-            hint = nearest(experiment or "", known)
+            hint = nearest(experiment, known)
             raise StoreError(f"no experiment {experiment!r} in {store.uri}{hint}; it holds {', '.join(known)}")
-        self.filter = equals("experiment", str(experiment))
+        self.filter = equals("experiment", experiment)
         if at is not None:
             rounds = held.filter(pc.equal(held["experiment"], experiment))["round"].to_pylist()
             rounds.sort(key=lambda name: int(name[1:]))
