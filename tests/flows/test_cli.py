@@ -283,6 +283,61 @@ def test_an_unknown_id_is_told_its_neighbours(bagger, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_lineage_forward_tells_rollouts_uses_and_steps(bagger, tiny):
+    told = bagger("lineage", "seed-1", "--forward", "--store", tiny.store)
+    assert (told.status, told.err) == (0, "")
+    for fact in (
+        "seed seed-1",
+        "├─ rollout rollout-r1-1",
+        "clip clip-r2-1",
+        "steps: ",
+        "2 rollouts of round r1",
+        "below)",
+    ):
+        assert fact in told.out
+    found = json.loads(bagger("lineage", "seed-1", "--forward", "--store", tiny.store, "--json").out)
+    assert {type(value) for one in found for value in one.values()} <= {str, int, float, bool, type(None)}
+    assert (found[0]["id"], found[0]["parent"]) == ("seed-1", None)
+    known = {one["id"] for one in found}
+    assert all(one["parent"] in known and "child" not in one for one in found[1:])
+    use = next(one for one in found if one["type"] == "use" and one["round"] == "r0")
+    assert use["samples"] == sum(key.startswith("steps.") for key in use) > 0
+    every = json.loads(bagger("lineage", tiny.models["r0"], "--forward", "--all", "--store", tiny.store, "--json").out)
+    assert {"rollout-r1-0", "rollout-r1-1"} <= {one["id"] for one in every}
+
+
+def test_lineage_as_a_diagram_and_as_prov_here_or_in_a_file(bagger, tiny, tmp_path):
+    for form in ("--mermaid", "--prov", "--json"):
+        for way in ([], ["--forward"]):
+            told = bagger("lineage", "seed-0", *way, form, "--store", tiny.store)
+            out = tmp_path / f"out{form}{way}"
+            assert bagger("lineage", "seed-0", *way, form, "--store", tiny.store, "--out", out).out == ""
+            assert (told.status, told.err, out.read_text()) == (0, "", told.out)
+            again = bagger("lineage", "seed-0", form, "--store", tiny.store, "--out", out)
+            assert (again.status, again.err) == (1, f"error: --out {out}: is there already; --force replaces it\n")
+            assert bagger("lineage", "seed-0", form, "--store", tiny.store, "--out", out, "--force").status == 0
+    assert bagger("lineage", "seed-0", "--mermaid", "--store", tiny.store).out.startswith("flowchart TD\n")
+    document = json.loads(bagger("lineage", "seed-0", "--prov", "--store", tiny.store).out)
+    assert document["activity"]["bagger:run-seed"]["prov:startTime"].startswith("2026-01-01T00:00:01")
+    for wrong, said in (
+        (["--mermaid", "--prov"], "ask for one of them"),
+        (["--all"], "add --forward"),
+        (["--out", tmp_path / "no/where.mmd"], "mkdir -p"),
+        (["--out", tmp_path], "is a folder"),
+    ):
+        told = bagger("lineage", "seed-0", *wrong, "--store", tiny.store)
+        assert (told.status, told.out) == (1, "")
+        assert said in told.err
+
+
+def test_lineage_takes_the_beginning_of_an_id(bagger, tiny):
+    model = tiny.models["r1"]
+    assert bagger("lineage", model[:14], "--store", tiny.store).out.startswith(f"model {model}\n")
+    told = bagger("lineage", "run-train", "--store", tiny.store)
+    assert (told.status, told.err.count("\n")) == (1, 1)
+    assert "run-train-r0, run-train-r1, run-train-r2; give more digits" in told.err
+
+
 # ---------------------------------------------------------------- export
 
 
