@@ -3,35 +3,39 @@
 Notable:
 - Rows are chosen first, from the few columns that filter, text, nearness and order need; the other columns are then
   read for the chosen rows alone.
-- Floats compare as in Postgres: NaN is greater than every number and equal to itself, -0.0 equals 0.0; unknown values
-  match no comparison and come last in every order.
+- A large catalog answers from its memory-mapped scalars (store/mapped.py), where each round stands in descending
+  order of drift: a range of drift is one slice of each round, and the worst clips are each round's first.
+- Floats compare as in Postgres: NaN is greater than every number and equal to itself in order, -0.0 equals 0.0;
+  unknown values match no comparison and come last in every order.
 - Text and nearness are exact, by a scan: no index that would have to be rebuilt, trusted or explained
   (docs/benchmarks.md has what that costs).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store import predicate
 from store.dataset import LANCE_ERRORS
 from store.errors import StoreError, nearest
-from store.remote import is_remote, remote_error
+from store.mapped import SORTED_BY, Mapped, open_mapped
 
 TEXT_COLUMN = "prompt"
 TIES = ("clip_id", "entry_id")  # in whose order equally near rows come
-FEW = 4096  # so many rows are fetched one by one, more by reading their columns
+FEW = 4096  # so many rows Lance fetches one by one, more by reading their columns
 _WORD = re.compile(r"[^\W_]+")
+_Order = Sequence[tuple[str, bool]]
 
 
 def scan(
     dataset: lance.LanceDataset,
     columns: Sequence[str],
     where: str | None = None,
-    order: Sequence[tuple[str, bool]] = (),
+    order: _Order = (),
     limit: int | None = None,
     *,
     text: str | None = None,
@@ -48,67 +52,63 @@ def scan(
     Raises StoreError for a vector that does not fit the column, and if the table cannot answer.
     """
     columns = list(columns)
+    if near is not None:
+        _check_vector(dataset.schema, *near)
     words = None if text is None else sorted({word.lower() for word in _WORD.findall(text)})
     if words == []:
         where, words = "false", None
-    where = _conjunction(where, words or ())
-    if near is not None:
-        _check_vector(dataset.schema, *near)
-        ties = [name for name in TIES if name in dataset.schema.names]
-        order = [("distance", True), *((name, True) for name in ties)]
     try:
-        return _scan(dataset, columns, where, list(order), limit, words or (), near)
-    except StoreError:
-        raise
+        wanted = None if where is None else predicate.parse(where, dataset.schema)
+        where = predicate.render(wanted) if wanted else where
+        mapped = None if near is not None or words else open_mapped(dataset)
+        if mapped and {*columns, *(name for name, _ in order)} <= set(mapped.table.column_names):
+            if where is None or (wanted and predicate.columns(wanted) is not None):
+                return _from_mapped(dataset.schema, mapped, columns, wanted, list(order), limit)
+            places = _places(dataset, mapped, where)
+            return _laid_out(dataset.schema, mapped, columns, places, list(order), limit)
+        return _from_lance(dataset, columns, where, list(order), limit, words or [], near)
     except LANCE_ERRORS as error:
-        if is_remote(dataset.uri):
-            raise remote_error(error, dataset.uri) from None
+        if isinstance(error, StoreError):
+            raise
         raise StoreError(f"table {dataset.uri} cannot answer: {str(error).splitlines()[0]}") from error
 
 
-def _scan(
+# ------------------------------------------------------------------------------------------------------- from Lance
+
+
+def _from_lance(
     dataset: lance.LanceDataset,
     columns: list[str],
     where: str | None,
-    order: list[tuple[str, bool]],
+    order: _Order,
     limit: int | None,
     words: Sequence[str],
     near: tuple[str, Sequence[float]] | None,
 ) -> pa.Table:
-    needed = [name for name, _ in order if name != "distance" or near is None]
-    if words:
-        needed.append(TEXT_COLUMN)
-    scanner = dataset.scanner(
-        columns=list(dict.fromkeys([*columns, *needed, *([near[0]] if near else [])])), filter=where
-    )
-    table = scanner.to_table()
-    for word in words:
-        table = table.filter(_has_word(table[TEXT_COLUMN], word))
+    where = _conjunction(where, words)
     if near is not None:
-        table = table.append_column("distance", pa.array(_distances(table[near[0]], near[1])))
-        columns = [*columns, "distance"]
-    if order:
-        table = table.take(sort_rows([table[name] for name, _ in order], [up for _, up in order]))
-    return table.select(columns).slice(0, limit)
-
-
-def sort_rows(keys: Sequence[pa.ChunkedArray], ascending: Sequence[bool]) -> pa.Array:
-    """Positions that put rows in order, the most important key first; equal rows stay as they are.
-
-    Unknown values last; of floats NaN is the greatest and -0.0 equals 0.0.
-    """
-    names, table = [], pa.table({"place": pa.array(np.arange(len(keys[0]), dtype=np.int64))})
-    for number, (key, up) in enumerate(zip(keys, ascending, strict=True)):
-        if pa.types.is_floating(key.type):
-            # Arrow puts NaN last in either direction, so whether a value is NaN (or unknown) is a key of its own.
-            order = pc.add(pc.cast(pc.is_nan(key), pa.int8()), 1) if up else pc.cast(pc.is_nan(key), pa.int8())
-            rank = pc.fill_null(order if up else pc.negate(order), 3)
-            table = table.append_column(f"nan{number}", rank)
-            names.append((f"nan{number}", "ascending", "at_end"))
-            key = pc.add(key, pa.scalar(0, key.type))  # -0.0 + 0 = 0.0
-        table = table.append_column(f"key{number}", key)
-        names.append((f"key{number}", "ascending" if up else "descending", "at_end"))
-    return pc.sort_indices(table, sort_keys=[*names, ("place", "ascending", "at_end")])
+        order = [("distance", True), *((name, True) for name in TIES if name in dataset.schema.names)]
+    needed = [name for name, _ in order if name != "distance"] + [TEXT_COLUMN] * bool(words)
+    narrow = list(dict.fromkeys([*needed, *([near[0]] if near else [])]))
+    if limit is None and not words and near is None and not dataset.count_rows() > FEW:
+        table = dataset.to_table(columns=list(dict.fromkeys([*columns, *narrow])), filter=where)
+        return _ordered(table, order, limit).select(columns)
+    chosen = dataset.scanner(columns=narrow, filter=where, with_row_id=True, scan_in_order=True).to_table()
+    for word in words:
+        chosen = chosen.filter(_has_word(chosen[TEXT_COLUMN], word))
+    if near is not None:
+        chosen = chosen.append_column("distance", pa.array(_distances(chosen[near[0]], near[1])))
+    if limit is None and len(chosen) > FEW and not words and near is None:
+        table = dataset.to_table(columns=list(dict.fromkeys([*columns, *narrow])), filter=where)
+        return _ordered(table, order, limit).select(columns)
+    chosen = _ordered(chosen, order, limit).slice(0, limit)
+    rows = [name for name in columns if name not in chosen.column_names]
+    if rows:
+        taken = dataset._take_rows(chosen["_rowid"].to_pylist(), columns=rows)
+        for name in rows:
+            chosen = chosen.append_column(dataset.schema.field(name), taken[name])
+    found = chosen.select([*columns, *(["distance"] if near is not None else [])])
+    return found.replace_schema_metadata(dataset.schema.metadata)
 
 
 def _conjunction(where: str | None, words: Sequence[str]) -> str | None:
@@ -134,8 +134,151 @@ def _check_vector(schema: pa.Schema, column: str, vector: Sequence[float]) -> No
 
 def _distances(vectors: pa.ChunkedArray, to: Sequence[float]) -> np.ndarray:
     """float32 [N]: L2 distances of N vectors."""
-    size = vectors.type.list_size
-    given = np.asarray(to, np.float32)
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) - given for chunk in vectors.chunks]
-    rows = np.concatenate([np.zeros((0, size), np.float32), *parts])
-    return np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    given, found = np.asarray(to, np.float32), [np.zeros(0, np.float32)]
+    for chunk in vectors.chunks:
+        rows = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(given)) - given
+        found.append(np.sqrt(np.einsum("nd,nd->n", rows, rows)))
+    return np.concatenate(found)
+
+
+# ------------------------------------------------------------------------------------------------------------ order
+
+
+def _ordered(table: pa.Table, order: _Order, limit: int | None) -> pa.Table:
+    """The rows in order; if there is a limit, at least so many of them."""
+    if not order:
+        return table
+    if limit is not None and 0 < limit < len(table) // 4:
+        table = table.filter(_may_be_first(table[order[0][0]], order[0][1], limit))
+    return table.take(sort_rows([table[name] for name, _ in order], [up for _, up in order]))
+
+
+def _may_be_first(key: pa.ChunkedArray, ascending: bool, limit: int) -> pa.Array:
+    """Which rows can be among the first `limit` by a key: sorting all is dear, finding the last of the first is not."""
+    everything = pa.array(np.ones(len(key), bool))
+    if pa.types.is_floating(key.type) and pc.any(pc.is_nan(key)).as_py():
+        return everything
+    best = pc.select_k_unstable(key, limit, [("", "ascending" if ascending else "descending")])
+    last = key[best[-1].as_py()]
+    if not last.is_valid:
+        return everything
+    return pc.fill_null((pc.less_equal if ascending else pc.greater_equal)(key, last), False)
+
+
+def sort_rows(keys: Sequence[pa.ChunkedArray], ascending: Sequence[bool]) -> pa.Array:
+    """Positions that put rows in order, the most important key first; equal rows stay as they are.
+
+    Unknown values last; of floats NaN is the greatest and -0.0 equals 0.0.
+    """
+    names, table = [], pa.table({"place": pa.array(np.arange(len(keys[0]), dtype=np.int64))})
+    for number, (key, up) in enumerate(zip(keys, ascending, strict=True)):
+        if pa.types.is_floating(key.type):
+            # Arrow puts NaN last in either direction, so whether a value is NaN (or unknown) is a key of its own.
+            odd = pc.cast(pc.is_nan(key), pa.int8())
+            table = table.append_column(f"odd{number}", pc.fill_null(odd if up else pc.negate(odd), 2))
+            names.append((f"odd{number}", "ascending"))
+            key = pc.add(key, pa.scalar(0, key.type))  # -0.0 + 0 = 0.0
+        table = table.append_column(f"key{number}", key)
+        names.append((f"key{number}", "ascending" if up else "descending"))
+    return pc.sort_indices(table, sort_keys=[*names, ("place", "ascending")])
+
+
+# ----------------------------------------------------------------------------------------------------- from the map
+
+
+def _from_mapped(
+    schema: pa.Schema,
+    mapped: Mapped,
+    columns: list[str],
+    wanted: predicate.Predicate | None,
+    order: _Order,
+    limit: int | None,
+) -> pa.Table:
+    ranges = mapped.ranges(*_bounds(wanted))
+    if order and limit and order[0][0] == SORTED_BY:
+        first = _first(mapped, wanted, ranges, order, limit)
+        if first is not None:
+            return mapped.rows(first, columns, schema)
+    return _laid_out(schema, mapped, columns, _matching(mapped, wanted, ranges), order, limit)
+
+
+def _laid_out(
+    schema: pa.Schema, mapped: Mapped, columns: list[str], places: np.ndarray, order: _Order, limit: int | None
+) -> pa.Table:
+    """The rows at some places, ordered."""
+    if order:
+        keys = mapped.rows(places, list(dict.fromkeys(name for name, _ in order)), schema)
+        places = _ordered(keys.append_column("", pa.array(places)), order, limit)[""].to_numpy()
+    return mapped.rows(places[:limit], columns, schema)
+
+
+def _places(dataset: lance.LanceDataset, mapped: Mapped, where: str) -> np.ndarray:
+    """Rows that match a filter which only Lance understands."""
+    found = dataset.scanner(columns=[], filter=where, with_row_address=True, scan_in_order=True).to_table()
+    address = found["_rowaddr"].to_numpy()
+    starts = {
+        one.fragment_id: end - one.physical_rows for one, end in zip(dataset.get_fragments(), mapped.ends, strict=True)
+    }
+    fragments = (address >> np.uint64(32)).astype(np.int64)
+    first = np.zeros(max(starts, default=0) + 1, np.int64)
+    first[list(starts)] = list(starts.values())
+    return first[fragments] + (address & np.uint64(2**32 - 1)).astype(np.int64)
+
+
+def _bounds(wanted: predicate.Predicate | None) -> tuple[float | None, float | None]:
+    """The least and the greatest drift that can match, None where there is no bound."""
+    low: float | None = None
+    high: float | None = None
+    for part in predicate.conjuncts(wanted) if wanted else ():
+        if isinstance(part, predicate.Compare) and part.column == SORTED_BY and part.sign != "!=":
+            value = part.value.as_py()
+            if part.sign in ("=", ">", ">="):
+                low = value if low is None else max(low, value)
+            if part.sign in ("=", "<", "<="):
+                high = value if high is None else min(high, value)
+    return low, high
+
+
+def _matching(mapped: Mapped, wanted: predicate.Predicate | None, ranges: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Rows within the ranges that match, ascending."""
+    places = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in ranges)])
+    if wanted is None:
+        return places
+    looked_at = mapped.table.select(sorted(predicate.columns(wanted) or ()))
+    if len(places) < len(looked_at):
+        looked_at = mapped.gather(looked_at, places)
+    return places[predicate.matches(wanted, looked_at)]
+
+
+def _first(
+    mapped: Mapped,
+    wanted: predicate.Predicate | None,
+    ranges: list[tuple[int, int]],
+    order: _Order,
+    limit: int,
+) -> np.ndarray | None:
+    """The first `limit` rows by drift, found near the ends of the rounds; None if all rows must be looked at."""
+    ascending, depth = order[0][1], max(limit, 64)
+    names = list(dict.fromkeys(name for name, _ in order))
+    known = [(start, min(stop, mapped.known_until(start))) for start, stop in ranges]
+    known = [(start, stop) for start, stop in known if start < stop]
+    while known and mapped.sorted and depth < len(mapped.table) // 4:
+        ends = [(max(a, b - depth), b) if ascending else (a, min(b, a + depth)) for a, b in known]
+        rest = [
+            mapped.keys[a] if ascending else mapped.keys[b - 1]
+            for (a, b), whole in zip(ends, known, strict=True)
+            if (a, b) != whole
+        ]
+        places = _matching(mapped, wanted, ends)
+        if len(places) >= limit:
+            keys = mapped.table.select(names).take(pa.array(places))
+            keys = mapped.decoded(keys).append_column("", pa.array(places))
+            first = _ordered(keys, order, None)[""].to_numpy()[:limit]
+            last = mapped.keys[first[-1]]
+            # Whatever was not looked at comes after: rows that are equally good might still come before.
+            if all(last < one if ascending else last > one for one in rest):
+                return first
+        elif not rest:
+            return None
+        depth *= 8
+    return None
