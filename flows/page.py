@@ -30,8 +30,7 @@ from store.query import equals, plain_rows
 PER_PAGE = 12
 PARTS = ("saturation", "contrast", "sharpness", "motion")
 CLASSES = ("invariant", "equivariant", "novel", "irreversible", "unknown")
-SORTS = {"worst": "-drift", "least": "drift", "id": "clip_id"}
-SORT_NAMES = {"worst": "worst drift first", "least": "least drift first", "id": "by id"}
+SORTS = {"worst drift": "-drift", "least drift": "drift", "lowest id": "clip_id"}
 PLAYABLE_PROFILES = (66, 77, 88, 100)  # of H.264, 4:2:0: baseline, main, extended, high
 GRID_COLUMNS, GRID_COLUMNS_BESIDE = 6, 2  # the second while a clip is open
 CARD = ("clip_id", "kind", "round", "prompt", "drift", "drift_part", "table", "width", "height")
@@ -282,10 +281,7 @@ def sidebar(uri: str, facts: dict[str, Any]) -> tuple[str, str | None, str]:
         words = st.text_input(
             "Words in the prompt", key="words", bind="query-params", on_change=first_page, placeholder="red square"
         )
-        sort = st.selectbox(
-            "Order", list(SORTS), format_func=SORT_NAMES.__getitem__, key="sort", bind="query-params",
-            on_change=first_page,
-        )  # fmt: skip
+        sort = st.selectbox("First comes the", list(SORTS), key="sort", bind="query-params", on_change=first_page)
         st.caption("The address of this page keeps these choices: bookmark it, share it.")
     if seeds:
         return "seed", filter_text([], None, [], [], words, experiment), "clip_id"
