@@ -18,7 +18,7 @@ from typing import Any
 import lance
 import pyarrow as pa
 
-from store import descendants, diff, lineage, query
+from store import descendants, diff, lineage, query, stats
 from store.errors import StoreError
 from store.remote import NoTable, is_remote
 from store.schema import REGISTRY_CATALOG, table_schema
@@ -118,6 +118,8 @@ class Store:
     # Questions.
 
     clips = query.clips
+    count = query.count
+    stats = stats.stats
     lineage = lineage.lineage
     descendants = descendants.descendants
     diff = diff.diff

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from store import Store
-from store.query import DEFAULT, clips, plain_rows, render_where
+from store.expression import render_where
+from store.query import DEFAULT, clips, plain_rows
 from store.schema import CATALOG
 from store.table import StoreError
 
