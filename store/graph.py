@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.activities import Activities
 from store.catalog import JSON_COLUMNS, SEED_ROUND, catalog_rounds
-from store.digest import ID_DIGITS, KINDS
+from store.digest import ID_DIGITS
 from store.query import equals, plain_rows
 from store.scan import scan
 from store.schema import table_schema
@@ -73,37 +74,9 @@ class Graph:
         self.store = store
         self.tables = set(store.names())
         self._things: dict[str, Thing | None] = {}
+        self.activities = Activities(store)
+        self.runs, self.makers, self.users = self.activities.runs, self.activities.makers, self.activities.users
         self._run_rows: dict[str, Node] = {}
-        self._read_runs()
-
-    def _read_runs(self) -> None:
-        self.runs: dict[str, Node] = {}
-        self._used: dict[str, list[str]] = {}
-        self._made: dict[str, list[str]] = {}
-        self.makers: dict[str, list[str]] = {}  # entity -> runs that made it
-        self.users: dict[str, list[str]] = {}  # entity -> runs that used it
-        if self.store.is_registry and "runs" not in self.tables:
-            return
-        columns = ["run_id", "stage", "round", "used", "generated", "started_at_time"]
-        rows = self.store.read("runs", columns).to_pylist()
-        self.runs = {
-            row["run_id"]: row for row in sorted(rows, key=lambda row: (row["started_at_time"], row["run_id"]))
-        }
-        claims: dict[str, list[str]] = {}
-        for run_id, record in self.runs.items():
-            for one in dict.fromkeys(record["generated"]):
-                claims.setdefault(one, []).append(run_id)
-        # A run that names a thing on both sides made it only if no other run did: training names its plan twice.
-        for one, runs in claims.items():
-            self.makers[one] = [run for run in runs if one not in self.runs[run]["used"]] or runs
-            for run in self.makers[one]:
-                self._made.setdefault(run, []).append(one)
-        for run_id, record in self.runs.items():
-            self._used[run_id] = [
-                one for one in dict.fromkeys(record["used"]) if run_id not in self.makers.get(one, ()) and one != run_id
-            ]
-            for one in self._used[run_id]:
-                self.users.setdefault(one, []).append(run_id)
 
     # Things.
 
@@ -229,11 +202,11 @@ class Graph:
 
     def used(self, run_id: str) -> list[str]:
         """Ids of what a run read."""
-        return self._used.get(run_id, [])
+        return self.activities.used.get(run_id, [])
 
     def made(self, run_id: str) -> list[str]:
         """Ids of what a run's record says that it made: models, plans, whole tables."""
-        return self._made.get(run_id, [])
+        return self.activities.made.get(run_id, [])
 
     def run_row(self, run_id: str) -> Node:
         """A run's whole record."""
@@ -263,14 +236,16 @@ class Graph:
 
     def plan_rounds(self, plan_id: str) -> list[str]:
         """The rounds whose clips a plan draws."""
-        summary = (self.find(plan_id) or unknown(plan_id, "plan")).facts
-        clips = scan(self.store.open("uses"), ["clip_id", "clip_round"], equals("plan_id", plan_id)) \
-            if "uses" in self.tables else None  # fmt: skip
-        names = list(summary.get("rounds") or []) or (clips["clip_round"].unique().to_pylist() if clips else [])
-        if not names and not self.store.is_registry:
-            every = catalog_rounds(self.store)  # a plan without a summary: all that was there
-            names = every[: every.index(summary["round"]) + 1] if summary.get("round") in every else []
+        plan = self.thing(plan_id, "plan").facts
+        names = list(plan.get("rounds") or [])
+        clips = None
+        if "uses" in self.tables and (self.store.is_registry or not names):
+            clips = scan(self.store.open("uses"), ["clip_id", "clip_round"], equals("plan_id", plan_id))
+            names = names or clips["clip_round"].unique().to_pylist()
         if not self.store.is_registry:
+            every = catalog_rounds(self.store)
+            if not names and plan.get("round") in every:  # nothing tells: all that was there
+                names = every[: every.index(plan["round"]) + 1]
             return sorted(names, key=_round_order)
         entries = scan(self.store.open("catalog"), ["experiment", "round", "clip_id"], one_of("round", names))
         if clips:  # names of rounds are an experiment's own: only the clips tell whose they are
@@ -281,21 +256,19 @@ class Graph:
     def round_plans(self, round_id: str) -> list[str]:
         """The plans that draw clips of a round, in order of their rounds."""
         name = round_id.rpartition("/")[2]
-        plans = {one: run["round"] for one, runs in self.makers.items() if one.startswith("plan-") for run in
-                 [self.runs[runs[0]]]}  # fmt: skip
+        found: dict[str, str] = {}
+        if not self.store.is_registry:
+            plans = {one: run for one, (run, *_) in self.activities.makers.items() if one.startswith("plan-")}
+            found = {one: self.runs[run]["round"] for one, run in plans.items() if name in self.plan_rounds(one)}
         if "uses" in self.tables:
-            uses = scan(self.store.open("uses"), ["plan_id", "clip_id", "round"], equals("clip_round", name))
-            if self.store.is_registry:
+            columns = ["plan_id", "round", *(["clip_id"] if self.store.is_registry else [])]
+            uses = scan(self.store.open("uses"), columns, equals("clip_round", name))
+            if self.store.is_registry:  # names of rounds are an experiment's own
                 clips = scan(self.store.open("catalog"), ["clip_id"], self.in_round(round_id))["clip_id"]
                 uses = uses.filter(pc.is_in(uses["clip_id"], clips.combine_chunks()))
-            used = {
-                one["plan_id"]: one["round"] for one in uses.group_by(["plan_id", "round"]).aggregate([]).to_pylist()
-            }
-        else:
-            used = {}
-        if not self.store.is_registry:
-            used |= {one: round for one, round in plans.items() if round_id in self.plan_rounds(one)}
-        return sorted(used, key=lambda one: (_round_order(str(used[one])), one))
+            drawn = uses.group_by(["plan_id", "round"]).aggregate([]).to_pylist()
+            found |= {one["plan_id"]: one["round"] for one in drawn}
+        return sorted(found, key=lambda one: (_round_order(str(found[one])), one))
 
     # Scans.
 
@@ -385,11 +358,6 @@ def starts(column: str, text: str) -> str:
 def plan_id_of(plan: str) -> str:
     """A plan's id from its id or its 64-digit digest."""
     return plan if plan.startswith("plan-") else f"plan-{plan[:ID_DIGITS]}"
-
-
-def is_id(text: str) -> bool:
-    """Whether a text looks like the id of a thing."""
-    return text.partition("-")[0] in KINDS
 
 
 def _round_order(round_id: str) -> tuple[str, int, str]:

@@ -18,6 +18,7 @@ from store.digest import id_of
 from store.errors import StoreError, few, printable
 from store.graph import ROWS, SCORE, Graph, Node, Thing, plan_id_of, starts
 from store.query import equals
+from store.scan import scan
 from store.tree import render_tree
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def parents(graph: Graph, thing: Thing, is_root: bool = True) -> list[Thing]:
 
 def round_makers(graph: Graph, round_id: str) -> list[tuple[str, str]]:
     """(type, id) of the models and runs that made a round's clips."""
-    rows = graph.rows("catalog", graph.in_round(round_id), ["model_digest", "was_generated_by"])
-    models, runs = ({row[column] for row in rows} for column in ("model_digest", "was_generated_by"))
-    return [*(("model", one) for one in sorted(models - {None})), *(("run", one) for one in sorted(runs - {None}))]
+    named = (("model", "model_digest"), ("run", "was_generated_by"))
+    found = scan(graph.store.open("catalog"), [column for _, column in named], graph.in_round(round_id))
+    return [(kind, one) for kind, column in named for one in sorted(set(found[column].unique().to_pylist()) - {None})]
 
 
 # ------------------------------------------------------------------------------------------------- which id is meant
@@ -157,6 +158,12 @@ def _nearest(graph: Graph, any_id: str) -> list[str]:
     for length in range(len(digits), -1, -1) if len(digits) < 80 and dash else ():
         if found := beginning_with(graph, f"{kind}-{digits[:length]}", _NEAR):
             return found[:_NEAR]
-    rounds = graph.rounds_where("true") if not graph.store.is_registry else []
+    experiment, slash, name = any_id.rpartition("/")
+    if graph.store.is_registry:
+        rounds = graph.rounds_where(equals("experiment", experiment) if slash else equals("round", name))
+        if rounds:
+            return rounds[:_NEAR]
+    else:
+        rounds = graph.rounds_where("true")
     known = [one for name in kinds for one in _sample(graph, name, f"{name}-", _SAMPLE)][: 5 * _SAMPLE]
     return difflib.get_close_matches(any_id, [*rounds, *known], n=_NEAR, cutoff=0.5)

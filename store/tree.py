@@ -139,7 +139,8 @@ def mermaid(tree: Node) -> str:
 
 
 def _label(node: Node) -> str:
-    parts = [escaped(_head(node))]
+    named = node["id"].startswith(f"{node['type']}-") and node["type"] != "group"  # an id that tells its type
+    parts = [escaped(node["id"] if named else _head(node))]
     for key in _DIAGRAM:
         if node.get(key) not in (None, "", {}, []) and not (node["type"] == "round" and key == "round"):
             parts.append(escaped(f"{key}: {_shown(node[key])}"))

@@ -264,6 +264,8 @@ def test_registry_forwards(registry, tiny):
 
 def test_registry_unknown_rounds(registry):
     store = Store(registry)
-    for wrong in ("r1", "half/r2", "nobody/r1"):
-        with pytest.raises(StoreError, match="no clip, rollout"):
+    for wrong, near in (("r1", "; nearest: full/r1, half/r1, other/r1$"), ("half/r2", "; nearest: half/r0, half/r1$")):
+        with pytest.raises(StoreError, match=f"no clip, rollout.*{near}"):
             descendants(store, wrong)
+    with pytest.raises(StoreError, match="'nobody/r1'"):
+        descendants(store, "nobody/r1")

@@ -20,7 +20,7 @@ def test_a_diagram_has_every_thing_once_and_every_edge(tiny):
         arrows = {tuple(line.split(" --> ")) for line in map(str.strip, lines) if " --> " in line}
         assert arrows == {(names[one["id"]], names[other["id"]]) for one, other in edges(tree)}
         assert len(lines) == 1 + len(drawn) + len(arrows) + 1
-    assert any("rollout rollout-r1-0<br/>round: r1" in line for line in lines)
+    assert any('"rollout-r1-0<br/>round: r1' in line for line in lines)
 
 
 def test_arrows_lead_from_the_origin_to_what_came_of_it(tiny):
