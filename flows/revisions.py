@@ -29,6 +29,7 @@ from flows.progress import progress_bar
 from store import Store
 from store.dataset import is_remote
 from store.errors import StoreError, nearest, printable
+from store.manifest import OlderError
 
 FOLDER = Path(".work/revisions")  # in the project's root
 LOCK = "dvc.lock"
@@ -56,7 +57,7 @@ def open_revision(rev: str, uri: str) -> Store:
         )
     root, folder = _project(Path(os.path.abspath(uri)))
     tables = _Tables(root, _resolve(root, rev), folder, printable(rev))
-    return Store(tables.folder, fetch=tables.fetch, listed=lambda: sorted(tables.recorded))
+    return _Revision(tables)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ class _Tables:
             reason = printable(str(error).partition("\n")[0])
             raise RevisionError(f"{LOCK} of revision {self.label} cannot be read ({reason})") from error
 
+    def names(self) -> list[str]:
+        return sorted(self.recorded)
+
     def fetch(self, name: str) -> None:
         """Bring a table, unless it is there already."""
         target = self.folder / f"{name}.lance"
@@ -115,7 +119,11 @@ class _Tables:
             held = f"; it has {', '.join(sorted(self.recorded))}" if self.recorded else ", nor any other"
             hint = nearest(name, self.recorded)
             raise StoreError(f"revision {self.label} has no table {name!r} in {self.store}{hint}{held}")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where = f"{self.folder}, where the tables of revision {self.label} are brought,"
+            raise RevisionError(f"{where} cannot be made: {error.strerror}") from error
         draft = target.with_name(f".{name}.{uuid.uuid4().hex}.part")
         try:
             self._bring(name, draft)
@@ -143,6 +151,25 @@ class _Tables:
             f"{path} of revision {self.label} is not whole in DVC's cache, nor could a remote give it ({reason}); "
             f"where it was pushed, set the remote up (`dvc remote list`) and run `dvc fetch --all-commits {path}`"
         )
+
+
+class _Revision(Store):
+    """A store whose tables are brought when they are opened."""
+
+    def __init__(self, tables: _Tables):
+        super().__init__(tables.folder, fetch=tables.fetch, listed=tables.names)
+        self._tables = tables
+
+    def open(self, name: str, version: str | int | None = None) -> Any:
+        try:
+            return super().open(name, version)
+        except OlderError as error:
+            tables = self._tables
+            raise OlderError(
+                f"table {name} of revision {tables.label} was written by an older bagger, and what is past stays as it "
+                f"is; `git worktree add ../then {tables.commit[:_SHORT]}` and, there, `dvc pull` and `bagger migrate` "
+                "make a store of it that this one reads"
+            ) from error
 
 
 @contextlib.contextmanager

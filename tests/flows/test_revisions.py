@@ -147,8 +147,19 @@ def test_a_table_of_an_older_schema_is_refused(project):
     store = open_revision("first", "data/store")
     older = RUNS.with_metadata({VERSION_KEY: b"1"}).empty_table()
     lance.write_dataset(older, f"{store.uri}/runs.lance")
-    with pytest.raises(StoreError, match="older bagger"):
+    with pytest.raises(StoreError, match=r"table runs of revision first \(\w{7}\) was written by an older bagger"):
         store.open("runs")
+
+
+def test_a_folder_that_cannot_be_made_is_named(project):
+    (project.root / ".work").write_text("not a folder")
+    try:
+        with pytest.raises(
+            RevisionError, match="where the tables of revision first .* cannot be made: Not a directory"
+        ):
+            open_revision("first", "data/store").clips()
+    finally:
+        (project.root / ".work").unlink()
 
 
 COUNT = """
