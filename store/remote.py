@@ -21,6 +21,7 @@ _SIGNS = (
     ("AccessDenied|403 Forbidden", "denied"),
     ("NoSuchBucket", "bucket"),
     ("credentials|CredentialsNotLoaded|ProviderError|token endpoint", "credentials"),
+    ("resolve region", "region"),
     ("error sending request|connection|timed out|timeout|dns", "reach"),
 )
 
@@ -106,6 +107,7 @@ def remote_error(error: BaseException, uri: object) -> StoreError:
         "bucket": f"{server} has no {bucket}; make it, or correct the address; AWS_ENDPOINT_URL names the server",
         "credentials": f"no credentials for {bucket} of {server}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         "AWS_PROFILE",
+        "region": f"cannot find {bucket} at Amazon's S3; set AWS_REGION, or AWS_ENDPOINT_URL if it lies elsewhere",
         "reach": f"cannot reach {server} for {bucket}; check the network, AWS_ENDPOINT_URL and AWS_REGION",
     }
     if kind:

@@ -5,6 +5,7 @@ The store has two rounds, three train clips and one held-out, two rollouts a rou
 """
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,6 +224,25 @@ def rows() -> SimpleNamespace:
     return SimpleNamespace(
         seed=seed_rows, rollouts=rollout_rows, scores=score_rows, clips=clip_rows, seal=seal, run=run
     )
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3-speaking server with a bucket `team`; see tests/s3.py."""
+    from tests.s3 import server
+
+    with server() as started:
+        yield started
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """That server, and the environment of this test names it."""
+    for name in [one for one in os.environ if one.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(scope="session")
