@@ -19,9 +19,11 @@ _LABEL = 70  # characters of a text in a diagram
 _PLAIN = re.compile(r"[^A-Za-z0-9 ,.:/+\-]")
 _HIDDEN = ("id", "type", "parents", "children", "repeated")
 # What only the thing that was asked for shows in a terminal; JSON has it for all.
-_DETAIL = {"params", "flow_run_id", "ended_at_time", "device", "host", "fps", "height", "width", "extra", "raw_output",
-           "video_sha256", "source_sha256", "vae_digest", "prefix_latents", "chunk_latents", "rng_name", "plan_id",
-           "clip_id", "was_generated_by", "digest"}  # fmt: skip
+_DETAIL = re.compile(
+    "params|flow_run_id|ended_at_time|seconds|device|host|fps|height|width|num_frames|prefix_frames|prefix_latents"
+    "|rng_name|extra|raw_output|attempts|.*_sha256|vae_digest|digest|was_generated_by|plan_id|clip_id"
+    "|delta_.*|oracle_.*|most_repeats"
+)
 _SHAPES = {
     "rollout": ("([", "])"),
     "model": ("{{", "}}"),
@@ -78,10 +80,10 @@ def _head(node: Node) -> str:
 def _fact_lines(node: Node, whole: bool) -> list[str]:
     """Short facts side by side, texts and nested ones on lines of their own."""
     lines, current = [], ""
-    hidden = {*_HIDDEN, *(() if whole else _DETAIL), *(("count", "of") if node["type"] == "group" else ())}
+    hidden = {*_HIDDEN, *(("count", "of") if node["type"] == "group" else ())}
     if any(one["type"] == "score" for one in branches(node)):
         hidden.add("score")  # told on its own below
-    for key, value in node.items():
+    for key, value in (node if whole else _brief(node)).items():
         if key in hidden or value in (None, "", {}, []):
             continue
         shown = f"{key}: {_shown(value)}"
@@ -93,6 +95,13 @@ def _fact_lines(node: Node, whole: bool) -> list[str]:
         else:
             current = f"{current} · {shown}" if current else shown
     return [*lines, current] if current else lines
+
+
+def _brief(value: Any) -> Any:
+    """Facts without details, nested ones too."""
+    if isinstance(value, dict):
+        return {key: _brief(one) for key, one in value.items() if not _DETAIL.fullmatch(key)}
+    return value
 
 
 def _shown(value: Any) -> str:
