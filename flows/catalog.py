@@ -9,10 +9,10 @@ from flows.command import command, say
 from flows.params import Params
 from flows.stage import RUNS_FOLDER, Stage, path_digest
 from store.catalog import build_catalog
-from store.table import write_manifest
+from store.table import read_manifest, write_manifest
 
 
-def main(params: Params) -> None:
+def main(params: Params, full: bool = False) -> None:
     tables = ["seed", *(f"{base}_{k}" for k in params.round_names for base in ("rollouts", "scores", "clips"))]
     inputs = {name: path_digest(paths.manifest(name)) for name in tables}
     inputs["plans"] = path_digest(paths.PLANS)
@@ -22,7 +22,8 @@ def main(params: Params) -> None:
         records = [json.loads(path.read_text()) for path in sorted(RUNS_FOLDER.glob("*.json"))]
         records = [record for record in records if record["round"] in wanted]
         plans = {k: paths.plan(k) for k in ("r0", *params.round_names)}
-        manifest = build_catalog(paths.STORE, params.round_names, records, plans)
+        sources = None if full else {name: read_manifest(paths.manifest(name)).digest for name in tables}
+        manifest = build_catalog(paths.STORE, params.round_names, records, plans, sources)
         write_manifest(manifest, paths.CATALOG_MANIFEST)
         say(f"catalog: {manifest.rows} clips, tags r0 … {params.round_names[-1]}, {len(records)} runs")
 

@@ -18,19 +18,22 @@ OUR_ROOMS = ("flows", "store", "model", "__main__")
 def command(main: Callable[..., None]) -> None:
     """Runs a stage module as a command: `if __name__ == "__main__": command(main)`.
 
-    `main(params)` gets the checked params, `main(params, round)` also the obligatory `--round`. Errors end as
-    `clear_errors` says.
+    `main(params)` gets the checked params, `main(params, round)` also the obligatory `--round`, and a `full` is
+    whether `--full` was given. Errors end as `clear_errors` says.
     """
-    has_round = "round" in inspect.signature(main).parameters
+    has_round, has_full = (one in inspect.signature(main).parameters for one in ("round", "full"))
     description = (inspect.getdoc(sys.modules[main.__module__]) or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=description)
     if has_round:
         parser.add_argument("--round", required=True, metavar="rK", help="a key of `rounds` in params.yaml, or r0")
+    if has_full:
+        parser.add_argument("--full", action="store_true", help="keep nothing of an earlier result")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args()
     with clear_errors(arguments.traceback, RESUMES):
         params = load_params()
-        main(params, arguments.round) if has_round else main(params)
+        given = {name: getattr(arguments, name) for name in ("round", "full") if hasattr(arguments, name)}
+        main(params, **given)
 
 
 @contextlib.contextmanager

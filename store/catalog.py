@@ -2,13 +2,18 @@
 
 Notable: it is built round by round, one Lance version each, so that tag `rK` *is* the aggregated data set D after
 round K (BAgger, algorithm 1): the seed clips and the corrective clips of rounds 1 … K. `r0` is the seed data alone.
-The catalog holds nothing that the sealed tables do not; it is rebuilt whole and moved into place by one rename.
+The catalog holds nothing that the sealed tables do not. Each tag carries the digests of the tables that its round was
+made of; rounds whose tables are unchanged are kept when it is rebuilt, which happens beside and ends in one rename.
+Within a round rows stand in descending order of drift, which is what most questions ask by (store/mapped.py).
 """
 
 import contextlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.dataset import place, staged, write_fresh
-from store.digest import ID_DIGITS, canonical_json
+from store.dataset import LANCE_ERRORS, place, staged, write_fresh
+from store.digest import ID_DIGITS, canonical_json, digest, file_sha256
 from store.errors import StoreError
+from store.manifest import columns_of
+from store.mapped import FILE as MAPPED_FILE
+from store.mapped import LEAST_ROWS, SORTED_BY, write_mapped
+from store.scan import sort_rows
 from store.schema import CATALOG, RUNS
 from store.table import Manifest, content_manifest, open_table, read_table, rows_to_table
 from store.uses import uses_table
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 
 SEED_ROUND = "r0"
 JSON_COLUMNS = ("params", "inputs", "outputs", "packages")  # of a run
+_CODE = ("catalog.py", "scan.py")  # decides which rows a sealed table gives, in which order
 _DIGEST = re.compile(rf"(?P<kind>[a-z]+-)[0-9a-f]{{{ID_DIGITS}}}|[0-9a-f]{{64}}")
 
 
@@ -37,12 +47,17 @@ def build_catalog(
     rounds: Sequence[str],
     run_records: Sequence[dict[str, Any]],
     plans: Mapping[str, Path] | None = None,
+    sources: Mapping[str, str] | None = None,
+    least_mapped: int = LEAST_ROWS,
 ) -> Manifest:
     """Rebuild the tables `catalog`, `runs` and `uses`; gives the catalog's manifest, for `write_manifest`.
 
     rounds: the rounds after the seed data, in order (`["r1", "r2"]`; a leading "r0" is allowed). run_records: rows of
     RUNS, whose JSON columns may be given as plain objects; of two records with one id the later start counts.
     plans: round -> mixture plan, for `uses`.
+    sources: sealed table -> digest of its content, from its manifest. The longest run of rounds that an earlier
+    catalog made of equal tables is kept without reading them. Without it everything is read.
+    least_mapped: rows from which on a catalog has memory-mapped scalars.
     Raises StoreError if a sealed table is missing, does not fit its sister tables or is of a newer schema; the
     catalog that was there stays.
     """
@@ -50,24 +65,98 @@ def build_catalog(
     rounds = [one for one in rounds if one != SEED_ROUND]
     if len(set(rounds)) != len(rounds):
         raise StoreError(f"rounds are doubled: {', '.join(rounds)}")
-    parts = [(SEED_ROUND, _seed_rows(store_dir)), *((one, _round_rows(store_dir, one)) for one in rounds)]
+    made_of = {tag: _made_of(tag, sources) for tag in (SEED_ROUND, *rounds)}
+    kept = _kept(store_dir, made_of)
+    parts = [(tag, _rows_of(store_dir, tag)) for tag in list(made_of)[len(kept) :]]
     records = [_parsed(record) for record in run_records]
     side = {"runs": _run_rows(records), "uses": uses_table(records, plans or {})}
-    _check_ids([table for _, table in parts])
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(staged(store_dir, "catalog"))
-        for number, (tag, table) in enumerate(parts):
-            if number == 0:
-                dataset = write_fresh(table.to_batches(), CATALOG, staging)
-            else:
-                dataset = lance.write_dataset(table, str(staging), mode="append")
-            dataset.tags.create(tag, dataset.version)
+        dataset = _copied(store_dir / "catalog.lance", staging, kept) if kept else None
+        before = dataset.to_table(columns=["clip_id"]) if dataset else CATALOG.empty_table().select(["clip_id"])
+        _check_ids([before, *(table.select(["clip_id"]) for _, table in parts)])
+        for tag, table in parts:
+            dataset = append_round(staging, tag, table, made_of[tag])
+        assert dataset is not None
+        _forget_untagged(dataset)
+        write_mapped(dataset, least_mapped)
         for name, table in side.items():
             beside = stack.enter_context(staged(store_dir, name))
             write_fresh(table.to_batches(), table.schema, beside)
             place(beside, store_dir, name)
         place(staging, store_dir, "catalog")
     return catalog_manifest(store_dir)
+
+
+def append_round(path: Path, tag: str, rows: pa.Table, made_of: Mapping[str, str]) -> lance.LanceDataset:
+    """One more version of a catalog that nobody reads yet, or its first: a round's rows, most drift first, and a tag."""
+    rows = rows.take(sort_rows([rows[SORTED_BY], rows["clip_id"]], [False, True]))
+    if path.exists():
+        dataset = lance.write_dataset(rows, str(path), mode="append", max_rows_per_file=2**31 - 1)
+    else:
+        dataset = write_fresh(rows.to_batches(), rows.schema, path)
+    dataset.tags.create(tag, dataset.version)
+    dataset.tags.replace_metadata(tag, dict(made_of))
+    return dataset
+
+
+def _made_of(tag: str, sources: Mapping[str, str] | None) -> dict[str, str]:
+    """What a round's rows follow from: the content of its tables, and this code. Empty if it is not known."""
+    tables = ["seed"] if tag == SEED_ROUND else [f"clips_{tag}", f"scores_{tag}"]
+    if sources is None or any(name not in sources for name in tables):
+        return {}
+    code = digest([columns_of(CATALOG), *(file_sha256(Path(__file__).with_name(name)) for name in _CODE)])
+    return {name: sources[name] for name in tables} | {"code": code}
+
+
+def _kept(store_dir: Path, made_of: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The first rounds of the catalog that is there which need not be made anew."""
+    path = store_dir / "catalog.lance"
+    if not path.exists():
+        return []
+    try:
+        dataset = lance.dataset(str(path))
+        tags = dataset.tags.list()
+        dataset.to_table(columns=["clip_id"])  # opens every file
+    except LANCE_ERRORS:  # damaged: it holds nothing that cannot be made anew
+        shutil.rmtree(path)
+        return []
+    in_order = sorted(tags, key=lambda tag: tags[tag]["version"])
+    kept = []
+    for there, wanted in zip(in_order, made_of, strict=False):
+        if there != wanted or not made_of[wanted] or tags[there]["metadata"] != made_of[wanted]:
+            break
+        kept.append(there)
+    return kept
+
+
+def _copied(source: Path, staging: Path, kept: Sequence[str]) -> lance.LanceDataset:
+    """The dataset as it was at the last round kept, beside. Data files never change: a second name will do for them."""
+
+    def copy(one: str, other: str) -> None:
+        try:
+            if Path(one).parent.name != "data":
+                raise OSError  # Lance writes into some of the others
+            os.link(os.path.realpath(one), other)
+        except OSError:
+            shutil.copyfile(one, other)
+
+    shutil.copytree(source, staging, copy_function=copy, ignore=shutil.ignore_patterns(MAPPED_FILE))
+    dataset = lance.dataset(str(staging))
+    last = dataset.tags.list()[kept[-1]]
+    for tag in set(dataset.tags.list()) - set(kept):
+        dataset.tags.delete(tag)
+    if dataset.version != last["version"]:
+        dataset.checkout_version(last["version"]).restore()
+        dataset = lance.dataset(str(staging))
+        dataset.tags.update(kept[-1], dataset.version)
+        dataset.tags.replace_metadata(kept[-1], last["metadata"])
+    return dataset
+
+
+def _forget_untagged(dataset: lance.LanceDataset) -> None:
+    if len(dataset.versions()) > len(dataset.tags.list()):
+        dataset.cleanup_old_versions(timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
 
 
 def catalog_manifest(store_dir: Path) -> Manifest:
@@ -81,12 +170,10 @@ def catalog_rounds(store: "Store") -> list[str]:
     return sorted(tags, key=lambda tag: tags[tag]["version"])
 
 
-def _seed_rows(store_dir: Path) -> pa.Table:
-    seed = _read(store_dir, "seed")
-    return _as_catalog(seed, {"round": SEED_ROUND, "table": "seed"})
-
-
-def _round_rows(store_dir: Path, name: str) -> pa.Table:
+def _rows_of(store_dir: Path, name: str) -> pa.Table:
+    """The catalog's rows of a round."""
+    if name == SEED_ROUND:
+        return _as_catalog(_read(store_dir, "seed"), {"round": SEED_ROUND, "table": "seed"})
     clips, scores = _read(store_dir, f"clips_{name}"), _read(store_dir, f"scores_{name}")
     where = pc.index_in(clips["rollout_id"], value_set=scores["rollout_id"].combine_chunks())
     if where.null_count:
@@ -133,7 +220,7 @@ def _as_catalog(table: pa.Table, constants: dict[str, str]) -> pa.Table:
             columns.append(table[field.name].cast(field.type))
         else:
             columns.append(pa.nulls(table.num_rows, field.type))
-    return pa.Table.from_arrays(columns, schema=CATALOG).sort_by("clip_id")
+    return pa.Table.from_arrays(columns, schema=CATALOG)
 
 
 def _check_ids(tables: list[pa.Table]) -> None:

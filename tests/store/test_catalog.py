@@ -1,9 +1,15 @@
+import os
+import shutil
+
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from store import Store
 from store.catalog import build_catalog, catalog_rounds, read_runs
+from store.mapped import FILE, open_mapped
 from store.schema import CATALOG
-from store.table import StoreError, content_manifest, open_table, table_names
+from store.table import StoreError, content_manifest, open_table, read_manifest, table_names
 
 SEEDS = {f"seed-{n}" for n in range(4)}
 R1, R2 = ({f"clip-{name}-{n}" for n in range(2)} for name in ("r1", "r2"))
@@ -62,3 +68,101 @@ def test_runs_are_kept_with_their_json(tiny):
     runs = read_runs(Store(tiny.store))
     assert [one["run_id"] for one in runs] == [one["run_id"] for one in tiny.runs]
     assert runs[-1]["inputs"] == {"plan_digest": tiny.plans["r2"], "init_digest": tiny.models["base"]}
+
+
+def sources(root, changed=()):
+    """Digests from the manifests, some of them other ones."""
+    digests = {path.stem: read_manifest(path).digest for path in (root / "manifests").glob("*.json")}
+    return {name: f"not {one}" if name in changed else one for name, one in digests.items()}
+
+
+def state(store):
+    """All that a question can see: versions, their rows in order, what the tags say, the files beside."""
+    catalog = open_table(store, "catalog")
+    tags = catalog.tags.list()
+    at = {tag: open_table(store, "catalog", tag).to_table().to_pylist() for tag in tags}
+    parts = {tag: [one.count_rows() for one in open_table(store, "catalog", tag).get_fragments()] for tag in tags}
+    metadata = {tag: tags[tag]["metadata"] for tag in tags}
+    return catalog_rounds(Store(store)), at, parts, metadata, open_mapped(catalog) is not None
+
+
+def data_files(store):
+    return {path.name for path in (store / "catalog.lance/data").iterdir()}
+
+
+@hypothesis.settings(max_examples=8, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([("r1", "r2"), ("r1",), ("r2",), ("r2", "r1"), ()]), st.booleans(), st.booleans()),
+        min_size=2,
+        max_size=3,
+    )
+)
+def test_kept_rounds_give_what_a_full_rebuild_gives(tiny, tmp_path_factory, steps):
+    root = tmp_path_factory.mktemp("steps")
+    stores = [shutil.copytree(tiny.store, root / name) for name in ("kept", "full")]
+    for rounds, changed, mapped in steps:
+        digests = sources(tiny.root, ["scores_r2"] if changed else [])
+        least = 1 if mapped else 1000
+        manifests = [build_catalog(stores[0], rounds, tiny.runs, None, digests, least)]
+        shutil.rmtree(stores[1] / "catalog.lance")
+        manifests.append(build_catalog(stores[1], rounds, tiny.runs, None, digests, least))
+        assert manifests[0] == manifests[1]
+        assert state(stores[0]) == state(stores[1])
+        versions = {one["version"] for one in open_table(stores[0], "catalog").versions()}
+        assert versions == {one["version"] for one in open_table(stores[0], "catalog").tags.list().values()}
+    shutil.rmtree(root)
+
+
+def test_unchanged_rounds_are_not_read_again(tiny_copy):
+    store, runs = tiny_copy.store, tiny_copy.runs
+    build_catalog(store, ["r1"], runs, sources=sources(tiny_copy.root))
+    first = data_files(store)
+    for name in ("seed", "clips_r1", "scores_r1"):
+        (store / f"{name}.lance").rename(tiny_copy.root / name)
+    assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
+    assert first < data_files(store)
+    assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
+    for changed, table in (("scores_r1", "clips_r1"), ("seed", "seed")):
+        with pytest.raises(StoreError, match=f"no table '{table}'"):
+            build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root, [changed]))
+    with pytest.raises(StoreError, match="no table 'seed'"):  # nothing is known of the sources: all are read
+        build_catalog(store, ["r1", "r2"], runs)
+    assert content_manifest(store, "catalog") == tiny_copy.manifest
+
+
+def test_kept_files_are_never_written_into(tiny_copy, tmp_path):
+    """As they lie in DVC's cache, under a second name."""
+    store, digests = tiny_copy.store, sources(tiny_copy.root)
+    build_catalog(store, ["r1", "r2"], tiny_copy.runs, sources=digests, least_mapped=1)
+    cache = tmp_path / "cache"
+    shutil.copytree(store / "catalog.lance", cache, copy_function=os.link)
+    before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    for path in before:
+        path.chmod(0o444)
+    build_catalog(store, ["r1"], tiny_copy.runs, sources=digests, least_mapped=1)
+    build_catalog(store, ["r1", "r2"], tiny_copy.runs, sources=digests, least_mapped=1)
+    assert {path: path.read_bytes() for path in before} == before
+    assert content_manifest(store, "catalog") == tiny_copy.manifest
+
+
+def test_a_damaged_catalog_is_made_anew(tiny_copy):
+    store, digests = tiny_copy.store, sources(tiny_copy.root)
+    build_catalog(store, ["r1", "r2"], tiny_copy.runs, sources=digests)
+    for path in (store / "catalog.lance/data").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    assert build_catalog(store, ["r1", "r2"], tiny_copy.runs, sources=digests) == tiny_copy.manifest
+    shutil.rmtree(store / "catalog.lance/_versions")
+    assert build_catalog(store, ["r1", "r2"], tiny_copy.runs, sources=digests) == tiny_copy.manifest
+
+
+def test_rounds_stand_in_order_of_drift_and_the_mapped_rows_are_the_table(tiny_copy):
+    build_catalog(tiny_copy.store, ["r1", "r2"], tiny_copy.runs, least_mapped=1)
+    assert (tiny_copy.store / "catalog.lance" / FILE).exists()
+    scalars = [name for name in CATALOG.names if name not in ("look", "words")]
+    for tag, ids in (("r0", []), ("r1", ["clip-r1-0", "clip-r1-1"]), ("r2", ["clip-r2-0", "clip-r2-1"])):
+        dataset = open_table(tiny_copy.store, "catalog", tag)
+        mapped = open_mapped(dataset)
+        assert mapped.sorted
+        assert mapped.decoded(mapped.table).to_pylist() == dataset.to_table(columns=scalars).to_pylist()
+        assert mapped.table["clip_id"].to_pylist()[len(mapped.table) - len(ids) :] == ids
