@@ -24,7 +24,7 @@ import lance
 import pyarrow as pa
 
 from store.catalog import SEED_ROUND, build_catalog
-from store.dataset import open_dataset, place, staged, write_fresh
+from store.dataset import LANCE_ERRORS, lance_error, open_dataset, place, staged, write_fresh
 from store.digest import digest, id_of
 from store.errors import StoreError
 from store.manifest import OlderError, Tally, columns_of, read_manifest, write_manifest
@@ -136,6 +136,7 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
     version = version_of(store_dir, name)
     told = json.loads(path.read_text()) if path.exists() else None
     before, tally = _Tally1(dataset.schema), Tally(name, schema)
+    failed: list[StoreError] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         columns = dataset.schema.names
@@ -144,12 +145,21 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
                 before.add(batch)
             table = pa.Table.from_batches([batch])
             for step in range(version, SCHEMA_VERSION):
-                table = STEPS[step](name, table)
+                try:
+                    table = STEPS[step](name, table)
+                except StoreError as error:
+                    failed.append(error)
+                    raise
             yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
             advance(batch.num_rows)
 
     with staged(store_dir, name) as staging:
-        write_fresh(tally.over(batches()), schema, staging)
+        try:
+            write_fresh(tally.over(batches()), schema, staging)
+        except LANCE_ERRORS as error:  # Lance wraps what its reader raised, with a traceback in the message
+            if failed:
+                raise failed[0] from None
+            raise lance_error(error, dataset.uri) from error
         if version == 1 and told is not None and told["schema_version"] == 1 and told["digest"] != before.digest():
             mend = f"dvc checkout {store_dir}/{name}.lance {path}"
             raise StoreError(f"table {name} is not what its manifest {path} says; run `{mend}`, then `bagger migrate`")

@@ -1,0 +1,272 @@
+"""A store of schema 1, written here as it was then, brought to the newest schema; also after kills on the way."""
+
+import contextlib
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from store import Store, migration
+from store.audit import audit
+from store.digest import bytes_sha256, digest, id_of
+from store.embedding import embeddings
+from store.latents import pack_latents
+from store.migration import STEPS, Migrated, migrate
+from store.mixture import Pool, expand, write_plan
+from store.schema import SCHEMA_VERSION, VERSION_KEY
+from store.table import StoreError, content_manifest, read_manifest
+from store.video import decode_video, encode_video
+
+TYPES = {
+    "t": pa.string(), "f": pa.float32(), "d": pa.float64(), "i": pa.int32(), "b": pa.large_binary(),
+    "I": pa.list_(pa.int32()), "F": pa.list_(pa.float32()),
+}  # fmt: skip
+SHAPE = "fps:d num_frames:i height:i width:i"
+VIDEO = "video:b video_sha256:t frames_sha256:t latents:b latents_shape:I vae_digest:t run_id:t"
+DRIFT = "drift_saturation:f drift_contrast:f drift_sharpness:f drift_motion:f drift:f"
+ORACLE = "oracle_object_present:f? oracle_color_error:f? oracle_position_error:f? oracle_background_error:f?"
+DELTAS = "delta_saturation:f delta_contrast:f delta_sharpness:f delta_motion:f"
+# Schema 1, column by column; ? is nullable.
+SCHEMA_1 = {
+    "seed": f"clip_id:t kind:t split:t prompt:t source_path:t source_sha256:t license:t? extra:t {SHAPE} {VIDEO}",
+    "rollouts": "rollout_id:t round:t seed_clip_id:t model_digest:t prompt:t settings:t rng_name:t "
+    f"{SHAPE} prefix_frames:i prefix_latents:i chunk_latents:i {VIDEO}",
+    "scores": "rollout_id:t round:t scorer:t saturation:F contrast:F sharpness:F motion:F "
+    f"{DELTAS} {DRIFT} gate:t {ORACLE} run_id:t",
+    "clips": "clip_id:t kind:t round:t rollout_id:t seed_clip_id:t model_digest:t prompt:t source_prompt:t "
+    "rewrite_id:t rewriter_kind:t rewriter_version:t reversal_class:t marker_style:t fallback_from:t? raw_output:t "
+    f"verdicts:t attempts:i {SHAPE} {VIDEO}",
+    "catalog": f"clip_id:t kind:t split:t round:t prompt:t source_prompt:t? {DRIFT.replace(':f', ':f?')} {ORACLE} "
+    "gate:t? reversal_class:t? marker_style:t? rewriter_kind:t? rollout_id:t? seed_clip_id:t? rewrite_id:t? "
+    f"model_digest:t? run_id:t table:t {SHAPE} video_sha256:t",
+    "runs": "run_id:t stage:t round:t? params:t inputs:t outputs:t git_commit:t? packages:t flow_run_id:t? device:t "
+    "host:t started_at:t seconds:d",
+}
+# What bagger 0.1 itself wrote into the manifest of these very rows of scores_r1.
+SCORES_DIGEST_1 = "ec48270537b79ff3761fe864cb1d8bafc4c4d4d1905ad7a93c0fb8f354842a3a"
+
+
+def schema_1(name: str) -> pa.Schema:
+    columns = [one.partition(":") for one in SCHEMA_1[name.partition("_")[0]].split()]
+    fields = [pa.field(column, TYPES[kind[0]], nullable=kind.endswith("?")) for column, _, kind in columns]
+    return pa.schema(fields, metadata={VERSION_KEY: b"1"})
+
+
+def rows_1(rows: list[dict], name: str) -> list[dict]:
+    """Today's synthetic rows as they were then."""
+    names = schema_1(name).names
+    return [{column: row.get("was_generated_by" if column == "run_id" else column) for column in names} for row in rows]
+
+
+def film(number: int) -> dict:
+    video = encode_video(np.full((3, 16, 16, 3), 20 * number, np.uint8), fps=8.0)
+    data, shape = pack_latents(np.full((2, 3, 2, 2), number, np.float32))
+    return {
+        "video": video, "video_sha256": bytes_sha256(video), "frames_sha256": bytes_sha256(b"frames"), "latents": data,
+        "latents_shape": shape,
+    }  # fmt: skip
+
+
+def write(root: Path, name: str, rows: list[dict]) -> None:
+    table = pa.Table.from_pylist(rows, schema_1(name))
+    lance.write_dataset(table, str(root / "store" / f"{name}.lance"))
+
+
+@pytest.fixture(scope="session")
+def old_store(tmp_path_factory, rows) -> SimpleNamespace:
+    """Schema 1: seed and one round with their manifests, catalog, runs, one plan and run records. Read only."""
+    root = tmp_path_factory.mktemp("old")
+    model = id_of("model", digest("r0"))
+    tables = {
+        "seed": rows_1(rows.seed(), "seed"),
+        "rollouts_r1": rows_1(rows.rollouts("r1", model), "rollouts"),
+        "scores_r1": rows_1(rows.scores("r1"), "scores"),
+        "clips_r1": rows_1(rows.clips("r1", model), "clips"),
+    }
+    number = 0
+    for name in ("seed", "rollouts_r1", "clips_r1"):
+        for row in tables[name]:
+            row.update(film(number := number + 1))
+    told = {"table": "scores_r1", "rows": 2, "schema_version": 1, "schema_digest": "", "digest": SCORES_DIGEST_1}
+    (root / "manifests").mkdir()
+    (root / "manifests" / "scores_r1.json").write_text(json.dumps(told))
+    for name, found in tables.items():
+        write(root, name, found)
+    catalog = [dict.fromkeys(schema_1("catalog").names) | {"table": "seed", "round": "r0"} for _ in tables["seed"]]
+    for row, clip in zip(catalog, tables["seed"], strict=True):
+        row.update({column: clip[column] for column in row if column in clip})
+    write(root, "catalog", catalog)
+    dataset = lance.dataset(str(root / "store/catalog.lance"))
+    dataset.tags.create("r0", 1)
+    dataset.tags.create("r1", 1)  # the rows do not matter, the rounds do
+    plan = expand([Pool("seed", "r0", "seed", ["seed-0", "seed-1", "seed-2"])], 0.0, 12, seed=0)
+    plan_digest = write_plan(plan, root / "plans" / "r0.parquet")
+    records = [
+        rows.run("seed", None, {}, {"rows": 4}, 1),
+        rows.run("train", "r0", {"plan_digest": plan_digest}, {"model_digest": model}, 2),
+        *(rows.run(stage, "r1", {}, {}, n) for n, stage in enumerate(("rollout", "score", "correct"), 3)),
+    ]
+    (root / "runs").mkdir()
+    for one in records:
+        one["started_at"] = one.pop("started_at_time")
+        del one["ended_at_time"], one["was_associated_with"]
+        (root / "runs" / f"{one['stage']}.json").write_text(json.dumps(one))
+    texts = [
+        one | {column: json.dumps(one[column]) for column in ("params", "inputs", "outputs", "packages")}
+        for one in records
+    ]
+    write(root, "runs", texts)
+    return SimpleNamespace(root=root, tables=tables, model=model)
+
+
+@pytest.fixture
+def old(old_store, tmp_path) -> SimpleNamespace:
+    shutil.copytree(old_store.root, tmp_path, dirs_exist_ok=True)
+    return SimpleNamespace(root=tmp_path, tables=old_store.tables, model=old_store.model)
+
+
+def bring_up(old, **more) -> list[Migrated]:
+    root = old.root
+    return migrate(
+        root / "store",
+        root / "manifests",
+        root / "runs",
+        root / "plans",
+        catalog_manifest=root / "catalog.json",
+        **more,
+    )
+
+
+def state(root: Path) -> dict[str, str]:
+    """Content digests of the tables, and the files beside them."""
+    names = [path.stem for path in (root / "store").glob("*.lance")]
+    files = [path for path in root.rglob("*") if path.is_file() and ".lance" not in str(path)]
+    found = {name: content_manifest(root / "store", name).digest for name in names}
+    return found | {str(path.relative_to(root)): bytes_sha256(path.read_bytes()) for path in files}
+
+
+def test_an_older_store_says_how_to_bring_it_up(old):
+    with pytest.raises(StoreError, match="older bagger .store schema 1.*bagger migrate"):
+        Store(old.root / "store").clips()
+
+
+def test_there_is_a_step_for_every_older_version():
+    assert sorted(STEPS) == list(range(1, SCHEMA_VERSION))
+
+
+def test_everything_comes_up_and_nothing_is_lost(old):
+    before = {name: lance.dataset(str(old.root / f"store/{name}.lance")).to_table().to_pylist() for name in old.tables}
+    done = bring_up(old)
+    assert [(one.name, one.version, one.rows) for one in done] == [
+        ("clips_r1", 1, 2), ("rollouts_r1", 1, 2), ("scores_r1", 1, 2), ("seed", 1, 4), ("run records", 1, 5),
+        ("catalog", 1, 4), ("runs", 1, 5),
+    ]  # fmt: skip
+    store = Store(old.root / "store")
+    paths = {"manifests": old.root / "manifests", "plans": old.root / "plans"}
+    assert audit(store, **paths, catalog_manifest=old.root / "catalog.json", rounds=["r1"]) == []
+    for name, rows in before.items():
+        for row, was in zip(store.read(name).to_pylist(), rows, strict=True):
+            assert row["was_generated_by"] == was.pop("run_id")
+            assert {column: row[column] for column in was} == was
+    derived = {name: store.read(name)["was_derived_from"].to_pylist()[0] for name in old.tables}
+    assert derived == {
+        "seed": [id_of("file", old.tables["seed"][0]["source_sha256"])],
+        "rollouts_r1": ["seed-0", old.model],
+        "scores_r1": ["rollout-r1-0"],
+        "clips_r1": ["rollout-r1-0", "rewrite-0"],
+    }
+    clip = store.read("clips_r1").to_pylist()[1]
+    expected = embeddings(decode_video(clip["video"]), clip["prompt"])
+    assert clip["look"] == expected["look"].tolist()
+    assert clip["words"] == expected["words"].tolist()
+    run = next(one for one in store.read("runs").to_pylist() if one["stage"] == "train")
+    assert (run["started_at_time"], run["ended_at_time"]) == (
+        "2026-01-01T00:00:02+00:00",
+        "2026-01-01T00:00:03.500+00:00",
+    )
+    assert (run["was_associated_with"], run["generated"]) == ("bagger 0.1", [old.model])
+    assert json.loads((old.root / "runs/train.json").read_text())["ended_at_time"] == run["ended_at_time"]
+    assert [one.as_py() for one in store.read("uses", ["clip_id"])["clip_id"]] == ["seed-0", "seed-1", "seed-2"]
+    assert store.clips(round="r1").num_rows == 2
+
+
+def test_a_second_time_does_nothing(old):
+    bring_up(old)
+    before = {path: path.stat().st_mtime_ns for path in old.root.rglob("*")}
+    assert bring_up(old) == []
+    assert {path: path.stat().st_mtime_ns for path in old.root.rglob("*")} == before
+
+
+def test_dry_run_tells_the_same_and_changes_nothing(old):
+    before = {path: path.stat().st_mtime_ns for path in old.root.rglob("*")}
+    told = bring_up(old, dry_run=True)
+    assert {path: path.stat().st_mtime_ns for path in old.root.rglob("*")} == before
+    assert told == bring_up(old)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(0, 17, 2))
+def test_killed_anywhere_the_same_call_finishes(old, old_store, tmp_path_factory, monkeypatch, step):
+    """The n-th file operation that changes what is there never happens."""
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(old_store.root, whole, dirs_exist_ok=True)
+    bring_up(SimpleNamespace(root=whole))
+    left = [step]
+
+    def until(function):
+        def call(*arguments, **more):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return function(*arguments, **more)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("place", "write_manifest", "_write", "build_catalog"):
+            patch.setattr(migration, name, until(getattr(migration, name)))
+        with contextlib.suppress(Killed):
+            bring_up(old)
+    bring_up(old)
+    assert state(old.root) == state(whole)
+
+
+def test_a_table_that_its_manifest_does_not_know_is_left_alone(old):
+    path = old.root / "manifests" / "scores_r1.json"
+    path.write_text(path.read_text().replace(SCORES_DIGEST_1, "0" * 64))
+    with pytest.raises(StoreError, match=re.escape("scores_r1 is not what its manifest")):
+        bring_up(old)
+    assert lance.dataset(str(old.root / "store/scores_r1.lance")).schema.metadata[VERSION_KEY] == b"1"
+    assert not (old.root / "store/.sealing").exists()
+
+
+def test_a_video_that_cannot_be_read_is_named(old):
+    shutil.rmtree(old.root / "store/seed.lance")
+    rows = [dict(row) for row in old.tables["seed"]]
+    rows[2]["video"] = b"no mp4"
+    write(old.root, "seed", rows)
+    with pytest.raises(StoreError, match="clip seed-2: .*`dvc checkout`"):
+        bring_up(old)
+
+
+def test_a_newer_table_stops_everything_beforehand(old):
+    newer = schema_1("scores").with_metadata({VERSION_KEY: str(SCHEMA_VERSION + 1).encode()})
+    lance.write_dataset(newer.empty_table(), str(old.root / "store/scores_r2.lance"))
+    with pytest.raises(StoreError, match="newer bagger"):
+        bring_up(old)
+    assert lance.dataset(str(old.root / "store/clips_r1.lance")).schema.metadata[VERSION_KEY] == b"1"
+
+
+def test_manifests_come_up_with_their_tables(old):
+    bring_up(old)
+    for name in old.tables:
+        assert read_manifest(old.root / "manifests" / f"{name}.json") == content_manifest(old.root / "store", name)
