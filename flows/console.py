@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,35 +75,54 @@ def open_store(uri: str, rev: str | None = None) -> "Store":
     return Store(uri)
 
 
-def check_out(out: Path, force: bool) -> None:
+def check_out(out: Path, force: bool, endings: Sequence[str] = (".mp4",)) -> None:
     """Refuses an output file that cannot be written, before any work is done for it."""
     if not out.parent.is_dir():
         raise CommandError(f"--out {out}: there is no folder {out.parent}; make it with `mkdir -p {out.parent}`")
     if out.is_dir():
         raise CommandError(f"--out {out}: is a folder; name a file in it")
-    if out.suffix.lower() != ".mp4":
-        raise CommandError(f"--out {out}: found the ending {out.suffix!r}; expected .mp4, which is what is written")
+    if out.suffix.lower() not in endings:
+        expected = " or ".join(filter(None, [", ".join(endings[:-1]), endings[-1]]))
+        raise CommandError(
+            f"--out {out}: found the ending {out.suffix!r}; expected {expected}, which is what is written"
+        )
     if out.exists() and not force:
         raise CommandError(f"--out {out}: is there already; --force replaces it")
 
 
 def write(out: Path, data: bytes) -> None:
     """The file, whole or not at all."""
+    with drafted(out) as draft:
+        draft.write_bytes(data)
+
+
+@contextlib.contextmanager
+def drafted(out: Path) -> Iterator[Path]:
+    """A path to write to; what is there when the block ends becomes the file, and nothing if the block fails."""
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        draft.write_bytes(data)
+        yield draft
         draft.replace(out)
     except OSError as error:
-        raise CommandError(f"--out {out}: cannot be written: {error.strerror}") from error
+        raise CommandError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
-def print_json(rows: Sequence[dict[str, Any]]) -> None:
+def print_json(rows: Iterable[dict[str, Any]]) -> None:
     """One JSON array, an object a line."""
-    lines = ",\n ".join(json.dumps(row, allow_nan=False) for row in rows)
-    print(f"[{lines}]")
+    for piece in json_pieces(rows):
+        print(piece, end="")
+
+
+def json_pieces(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The text that `print_json` prints, piece by piece."""
+    before = "["
+    for row in rows:
+        yield before + json.dumps(row, allow_nan=False)
+        before = ",\n "
+    yield "[]\n" if before == "[" else "]\n"
 
 
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

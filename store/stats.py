@@ -96,7 +96,8 @@ def _summaries(groups: np.ndarray, numbers: np.ndarray, size: int) -> dict[str, 
     """Quantiles and mean of the numbers of each group, each [size]; NaN in `numbers` is unknown and left out."""
     known = ~np.isnan(numbers)
     groups, numbers = groups[known], numbers[known]
-    numbers = numbers[np.lexsort((numbers, groups))]
+    order = np.lexsort((numbers, groups))
+    groups, numbers = groups[order], numbers[order]
     counts = np.bincount(groups, minlength=size)
     starts = np.cumsum(counts) - counts
     found = {name: np.full(size, np.nan) for name in SUMMARIES}
@@ -107,5 +108,5 @@ def _summaries(groups: np.ndarray, numbers: np.ndarray, size: int) -> dict[str, 
         low = numbers[starts[filled] + below]
         high = numbers[starts[filled] + np.minimum(below + 1, counts[filled] - 1)]
         found[name][filled] = low + (high - low) * (place - below)
-    found["mean"] = _means(groups, numbers, size) if len(numbers) else found["mean"]
+    found["mean"] = _means(groups, numbers, size)
     return found
