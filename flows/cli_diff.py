@@ -47,7 +47,7 @@ Examples:
 \b
 A and B are each one of
   r2          a tag of the catalog: the data set after round r2, as the store has it now
-  REV         a git revision (commit, branch, tag, HEAD~1, a DVC experiment): the newest that DVC recorded there
+  REV         a git revision (commit, branch, tag, HEAD~1, DVC experiment): the newest recorded there
   REV:r2      the tag r2 of that revision
   .           the newest that the store has now; so is B when it is left out
 A name that is both a tag of the catalog and a branch means the tag; refs/heads/r2 is the branch.

@@ -212,6 +212,18 @@ def test_a_clone_without_data_asks_the_remote_table_by_table(clone, history):
     assert brought(clone) == ["catalog.lance"]
 
 
+def test_cache_and_remote_are_those_of_now(clone, history):
+    """Not those that the commit knew: a remote moves, and is often set up after the first commits."""
+    for url, known in ((clone.parent / "nothing", False), (history.remote, True)):
+        (clone / ".dvc" / "config").write_text(f"[core]\n    remote = there\n['remote \"there\"']\n    url = {url}\n")
+        store = open_revision("first", "data/store")
+        if known:
+            assert ids(store) == FIRST
+        else:
+            with pytest.raises(RevisionError, match="nor could a remote give it"):
+                store.clips()
+
+
 def test_a_cache_with_a_hole_gives_no_table(clone, history):
     """One file of a table is in neither cache nor remote."""
     shutil.copytree(history.remote, clone.parent / "holed")
