@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store import predicate
-from store.dataset import LANCE_ERRORS
+from store.dataset import LANCE_ERRORS, is_remote, lance_error
 from store.errors import StoreError, nearest
 from store.mapped import SORTED_BY, Mapped, open_mapped
 
@@ -70,6 +70,8 @@ def scan(
     except LANCE_ERRORS as error:
         if isinstance(error, StoreError):
             raise
+        if is_remote(dataset.uri):
+            raise lance_error(error, dataset.uri) from None
         raise StoreError(f"table {dataset.uri} cannot answer: {str(error).splitlines()[0]}") from error
 
 
