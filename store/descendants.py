@@ -18,7 +18,7 @@ from store.query import equals
 if TYPE_CHECKING:
     from store.database import Store
 
-_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9._/:-]+")  # what may be pasted into a shell
 FAN = 12  # so many things of a kind are told one by one
 EXAMPLES = 3
 _OUTCOME = ("drift", "drift_ci95", "num_clips")  # of an evaluation
@@ -121,10 +121,12 @@ class _Forwards:
     ) -> Thing:
         """listing: columns and values with which `bagger clips` lists the members, or the clips made of them. rounds:
         the filter of the catalog for the rounds that they belong to."""
+        where_else = [self.graph.store.uri] if self.graph.store.is_registry else []
         command = None
-        if listing and all(_PLAIN.fullmatch(value) for _, value in listing):  # it will be pasted into a shell
+        if listing and all(_PLAIN.fullmatch(one) for one in (*(value for _, value in listing), *where_else)):
             condition = " and ".join(f"{column} = '{value}'" for column, value in listing)
             command = f'bagger clips{" --kind seed" * (kind == "seed")} --where "{condition}"'
+            command += "".join(f" --store {one}" for one in where_else)
         facts: Node = {"of": of, "count": count, "list": command}
         if not self.every:
             facts["examples"] = self.graph.ids(ROWS[kind][0], where, EXAMPLES)

@@ -94,6 +94,8 @@ class _Writer:
         """The training on a plan used the clip, at these steps."""
         steps = " ".join(map(str, thing.row["steps"]))
         for run in self.graph.users.get(thing.row["plan_id"], ()):
+            if thing.row["model_digest"] not in self.graph.made(run):
+                continue  # a plan may be trained on more than once
             clip = self.graph.thing(thing.row["clip_id"], thing.row["kind"])
             names = {"activity": self._known(self.graph.thing(run, "run")), "entity": self._known(clip)}
             self._relate(

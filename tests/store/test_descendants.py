@@ -257,6 +257,7 @@ def test_registry_forwards(registry, tiny):
     group = child(descendants(store, tiny.models["r0"]), "group")
     assert (group["of"], group["count"]) == ("rollouts of round r1", 2)
     assert [one["id"] for one in group["children"]] == ["full/r1", "half/r1"]
+    assert group["list"].endswith(f" --store {registry}")
     seed = descendants(store, "seed-1")
     assert [one["id"] for one in children(seed, "rollout")] == ["rollout-r1-1", "rollout-r2-1"]
     assert [one["round"] for one in children(seed, "use")] == ["r0", "r1", "r2"]
