@@ -25,7 +25,11 @@ PLUMBING = {
 # Not stages: the command line, what it alone uses, and the runner of stages.
 COMMANDS = {
     *(f"flows/{name}.py" for name in ("cli", "cli_browse", "cli_clips", "cli_diff", "cli_health", "cli_lineage")),
-    *(f"flows/{name}.py" for name in ("cli_registry", "console", "page", "repro", "revisions", "schedule", "video")),
+    *(
+        f"flows/{name}.py"
+        for name in ("cli_registry", "clip_files", "console", "garbage", "page", "repro", "revisions")
+    ),
+    *(f"flows/{name}.py" for name in ("schedule", "unfinished", "video")),
 }
 
 
