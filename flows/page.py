@@ -24,12 +24,15 @@ import streamlit as st
 
 from store import Store
 from store.errors import StoreError, printable
-from store.lineage import render_tree
+from store.filters import REVERSAL_CLASSES, drift_parts, round_number
 from store.query import equals, plain_rows
+from store.schema import CATALOG
+from store.tree import render_tree
+
+Filters = tuple[tuple[str, Any], ...]  # of Store.clips, as what a cache can name
 
 PER_PAGE = 12
-PARTS = ("saturation", "contrast", "sharpness", "motion")
-CLASSES = ("invariant", "equivariant", "novel", "irreversible", "unknown")
+PARTS = tuple(drift_parts(CATALOG))
 SORTS = {"worst drift": "-drift", "least drift": "drift", "lowest id": "clip_id"}
 PLAYABLE_PROFILES = (66, 77, 88, 100)  # of H.264, 4:2:0: baseline, main, extended, high
 GRID_COLUMNS, GRID_COLUMNS_BESIDE = 6, 2  # the second while a clip is open
@@ -103,7 +106,7 @@ def overview(uri: str, version: str) -> dict[str, Any]:
     known = np.isfinite(drift)
     top = float(drift[known].max()) if known.any() else 0.0
     edges = np.linspace(0, top or 1, BINS + 1)
-    names = sorted(set(rounds), key=lambda one: (len(one), one))
+    names = sorted(set(rounds), key=round_number)
     bins, quantiles = [], {}
     for name in names:
         values = drift[known & (rounds == name)]
@@ -125,9 +128,11 @@ def overview(uri: str, version: str) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=16, show_spinner="Looking …")
-def matching(uri: str, version: str, kind: str, where: str | None, sort: str) -> pa.Table:
+def matching(uri: str, version: str, filters: Filters, sort: str) -> pa.Table:
     """The clips that pass the filters, in order: what a card shows."""
-    return _store(uri, version).clips(kind=kind, where=where, sort=sort, columns=list(CARD))
+    store = _store(uri, version)
+    columns = [*CARD, *(["experiment"] if store.is_registry else [])]
+    return store.clips(sort=sort, columns=columns, **dict(filters))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -175,26 +180,6 @@ def _score(store: Store, rollout_id: str | None) -> dict[str, Any] | None:
     return None
 
 
-def filter_text(
-    rounds: Sequence[str],
-    drift: tuple[float, float] | None,
-    parts: Sequence[str],
-    classes: Sequence[str],
-    words: str,
-    experiment: str | None = None,
-) -> str | None:
-    """The filters as a `where` of `Store.clips`, which checks it again; None where nothing is filtered."""
-    found = [f"({' OR '.join(equals(name, one) for one in values)})" for name, values in (
-        ("round", rounds), ("drift_part", parts), ("reversal_class", classes),
-    ) if values]  # fmt: skip
-    if drift is not None:
-        found.append(f"drift BETWEEN {drift[0]!r} AND {drift[1]!r}")
-    found += [f"prompt ILIKE '%{word}%'" for word in re.findall(r"[^\W_]+", words)]  # % and _ would match anything
-    if experiment:
-        found.append(equals("experiment", experiment))
-    return " AND ".join(found) or None
-
-
 def unplayable(video: bytes) -> str | None:
     """Why a browser may show nothing: not an mp4 with H.264, or one with undivided colour (a side of odd length)."""
     place = video.find(b"avcC")
@@ -225,9 +210,9 @@ def main(uri: str) -> None:
         st.header("The store is empty")
         st.write("Its catalog has no clip. `dvc repro` makes seed and corrective clips; then reload this page.")
         return
-    kind, where, sort = sidebar(uri, facts)
+    filters, sort = sidebar(uri, facts)
     try:
-        table = matching(uri, version, kind, where, sort)
+        table = matching(uri, version, filters, sort)
     except StoreError as error:
         st.error("The store cannot answer this.")
         st.code(printable(str(error)), language=None, wrap_lines=True)
@@ -244,8 +229,8 @@ def main(uri: str) -> None:
             grid(uri, version, table, GRID_COLUMNS_BESIDE, opened)
 
 
-def sidebar(uri: str, facts: dict[str, Any]) -> tuple[str, str | None, str]:
-    """The filters; each is a query parameter of the page's address. Gives kind, where and sort of `Store.clips`."""
+def sidebar(uri: str, facts: dict[str, Any]) -> tuple[Filters, str]:
+    """What `Store.clips` is asked: filters and sort; each is a query parameter of the page's address."""
     with st.sidebar:
         st.subheader("Clips", anchor=False)
         st.text(uri)
@@ -275,19 +260,21 @@ def sidebar(uri: str, facts: dict[str, Any]) -> tuple[str, str | None, str]:
             disabled=seeds,
         )  # fmt: skip
         classes = st.pills(
-            "Reversal class", CLASSES, selection_mode="multi", key="class", bind="query-params", on_change=first_page,
-            disabled=seeds, help="What playing backwards does to the caption's meaning: nothing, the opposite, …",
+            "Reversal class", REVERSAL_CLASSES, selection_mode="multi", key="class", bind="query-params",
+            on_change=first_page, disabled=seeds,
+            help="What playing backwards does to the caption's meaning: nothing, the opposite, …",
         )  # fmt: skip
         words = st.text_input(
             "Words in the prompt", key="words", bind="query-params", on_change=first_page, placeholder="red square"
         )
         sort = st.selectbox("First comes the", list(SORTS), key="sort", bind="query-params", on_change=first_page)
         st.caption("The address of this page keeps these choices: bookmark it, share it.")
-    if seeds:
-        return "seed", filter_text([], None, [], [], words, experiment), "clip_id"
-    whole = drift is None or drift == (0.0, facts["top"])
-    where = filter_text(rounds, None if whole else drift, parts, classes, words, experiment)
-    return kind or "all", where, SORTS[sort]
+    filters: dict[str, Any] = {"kind": kind or "all", "text": words.strip(), "experiment": experiment}
+    if not seeds:
+        filters |= {"round": tuple(rounds), "part": tuple(parts), "reversal_class": tuple(classes)}
+        if drift is not None and drift != (0.0, facts["top"]):
+            filters["drift"] = drift
+    return tuple((name, value) for name, value in filters.items() if value), "clip_id" if seeds else SORTS[sort]
 
 
 def summary(facts: dict[str, Any]) -> None:
@@ -348,7 +335,8 @@ def grid(uri: str, version: str, table: pa.Table, columns: int, opened: str | No
             with place, st.container(border=True, key=f"card-{number}"):
                 play(found.get(row["clip_id"], b""), f"card {number}")
                 drift = "real video" if row["drift"] is None else f"**{row['drift']:.2f}** {row['drift_part'] or ''}"
-                st.caption(f"{_plain(row['round'])} · {_plain(drift, '*')}")
+                experiment = f"{_plain(row['experiment'])} · " if "experiment" in row else ""
+                st.caption(f"{experiment}{_plain(row['round'])} · {_plain(drift, '*')}")
                 st.text(printable(row["prompt"]))
                 st.button(
                     "open", key=f"open-{number}", on_click=choose, args=(row["clip_id"],), width="stretch",

@@ -1,6 +1,5 @@
 """`bagger browse` as a person uses it: the real command, a real browser, a store with real videos."""
 
-import json
 import os
 import shutil
 import signal
@@ -16,9 +15,11 @@ import numpy as np
 import pytest
 
 from flows.cli import main
+from store import Store
 from store.catalog import build_catalog
 from store.digest import bytes_sha256, id_of
 from store.mixture import Pool, expand, write_plan
+from store.registry import register
 from store.video import encode_video
 
 streamlit_testing = pytest.importorskip("streamlit.testing.v1", reason="bagger[browse] is not installed")
@@ -351,12 +352,29 @@ def test_no_drift_anywhere(tmp_path, rows):
     assert not app.slider
 
 
-def test_every_choice_becomes_one_checked_filter(filmed_store):
-    from flows.page import filter_text
-    from store import Store
+def test_registry_filters_by_experiment(tmp_path, rows):
+    registry = tmp_path / "registry"
+    for name, number in (("one", 3), ("two", 4)):
+        register(Store(build(tmp_path / name, rows, count=number)), registry, name)
+    app = run_page(registry)
+    assert not app.exception
+    assert pages(app) == "**7 clips**"  # one entry an experiment
+    assert app.selectbox(key="experiment").options == ["one", "two"]
+    app.selectbox(key="experiment").select("one").run()
+    assert pages(app) == "**3 clips**"
+    app = run_page(registry, clip="clip-1", experiment="two")
+    assert not app.exception
+    assert not app.error
+    assert any("rollout rollout-1" in one.value for one in app.code)
 
-    where = filter_text(["r1"], (0.4, 2.0), ["motion"], ["equivariant"], "Disc it's")
-    rows = Store(filmed_store).clips(where=where, sort="-drift", columns=["clip_id", "drift"]).to_pylist()
-    assert [one["clip_id"] for one in rows] == ["clip-4", "clip-3", "clip-2", "clip-1"]
-    assert filter_text([], None, [], [], " %_ ") is None
-    assert json.dumps(filter_text([], None, [], [], "", "it's")) == "\"experiment = 'it''s'\""
+
+def test_every_choice_filters(filmed_store):
+    app = run_page(filmed_store, round="r1", drift=["0.4", "2.0"], part="motion", words="Disc it's")
+    app.query_params["class"] = "equivariant"
+    app.run()
+    assert not app.exception
+    assert pages(app) == "**4 clips**"
+    assert [one.value for one in app.caption if one.value.startswith("r1 · **")] == [
+        f"r1 · **{drift}** motion" for drift in ("2.00", "1.50", "1.00", "0.50")
+    ]
+    assert pages(run_page(filmed_store, kind="seed", words="'; -- %")) == "**0 clips**"
