@@ -60,8 +60,8 @@ def server() -> Iterator[Server]:
                 "AWS_ACCESS_KEY_ID": KEY,
                 "AWS_SECRET_ACCESS_KEY": SECRET,
                 "AWS_DEFAULT_REGION": "eu-west-1",
-                "AWS_CONFIG_FILE": os.devnull,
-                "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+                "AWS_CONFIG_FILE": "/no/aws/config",
+                "AWS_SHARED_CREDENTIALS_FILE": "/no/aws/credentials",
             },
         )
         started.client().create_bucket(Bucket="team", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
