@@ -43,7 +43,7 @@ def main(params: Params, round: str) -> None:
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
                 "evaluation": params.evaluation},
         inputs={"model": model_digest(paths.model(round)), "seed": read_manifest(paths.manifest("seed")).digest,
-                "natural": digest(read_natural("evaluation"))},
+                "natural_evaluation": digest(read_natural("evaluation"))},
         resources=params.resources.model_dump(include={"device", "rollout_batch"}),
     ) as stage:  # fmt: skip
         generators = per_thread(lambda: Generator(paths.model(round), params))

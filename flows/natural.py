@@ -15,6 +15,7 @@ from flows.command import command, say
 from flows.params import Params
 from flows.stage import Stage, write_json
 from model import drift, features
+from store.digest import digest
 from store.table import read_manifest, read_table
 from store.video import decode_video
 
@@ -44,7 +45,8 @@ def main(params: Params) -> None:
                 "evaluation is measured in the unit of short clips")  # fmt: skip
         long = drift.natural_variation(long_curves, prefix) if len(long_curves) >= FEWEST_LONG else clip
         write_json(paths.NATURAL, {"clip": clip, "evaluation": long})
-        stage.outputs = {"clips": len(curves), "long_clips": len(long_curves)}
+        stage.outputs = {"natural": digest(read_natural("clip")), "natural_evaluation": digest(read_natural("evaluation")),
+                         "clips": len(curves), "long_clips": len(long_curves)}  # fmt: skip
 
 
 def lengths(params: Params) -> tuple[int, int, int]:

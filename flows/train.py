@@ -72,8 +72,7 @@ def main(params: Params, round: str) -> None:
         }  # fmt: skip
         record = save_round(paths.BASE, transformer, paths.model(round), record)
         write_losses(round, logged)
-        stage.outputs = {"model_digest": record["digests"]["model"], "plan_digest": loader.plan_digest,
-                         "loss": logged[-1]["loss"]}  # fmt: skip
+        stage.outputs = {"model_digest": record["digests"]["model"], "loss": logged[-1]["loss"]}
         say(f"{stage.label}: {record['digests']['model']}, last loss {logged[-1]['loss']:.4f}")
 
 
