@@ -89,7 +89,7 @@ def build_catalog(
 
 
 def append_round(path: Path, tag: str, rows: pa.Table, made_of: Mapping[str, str]) -> lance.LanceDataset:
-    """One more version of a catalog that nobody reads yet, or its first: a round's rows, most drift first, and a tag."""
+    """One more version of a catalog that nobody reads yet, or its first: a round's rows in order, and a tag."""
     rows = rows.take(sort_rows([rows[SORTED_BY], rows["clip_id"]], [False, True]))
     if path.exists():
         dataset = lance.write_dataset(rows, str(path), mode="append", max_rows_per_file=2**31 - 1)
