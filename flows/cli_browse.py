@@ -23,9 +23,11 @@ from flows.console import CommandError, StoreUri, command_group, open_store
 ADDRESS = "127.0.0.1"
 PORT = 8501
 PAGE = Path(__file__).with_name("page.py")
-# The command `streamlit`, as a process that is killed when the one whose id it is given ends.
+# The command `streamlit`, as a process that is killed when the one whose id it is given ends. It has these very rooms,
+# whatever folder it is started in: a project may be a checkout with another `store`.
 STREAMLIT = """
 import sys
+sys.path.insert(0, sys.argv.pop(1))
 from flows.process import die_with_parent
 die_with_parent(int(sys.argv.pop(1)))
 from streamlit.web.cli import main
@@ -114,4 +116,16 @@ def command_line(store: str, port: int, no_open: bool) -> list[str]:
     """The server's arguments, which a streamlit.toml of the user's does not override."""
     settings = SETTINGS | {"server.address": ADDRESS, "server.port": str(port), "server.headless": str(no_open).lower()}
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-c", STREAMLIT, str(os.getpid()), "run", str(PAGE), *flags, "--", store]
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        STREAMLIT,
+        str(PAGE.parents[1]),
+        str(os.getpid()),
+        "run",
+        str(PAGE),
+        *flags,
+        "--",
+        store,
+    ]

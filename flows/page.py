@@ -57,7 +57,8 @@ video {background: #8882; border-radius: 6px; width: 100%}
 [class*="st-key-card-"] [data-testid="stText"] {font-size: .8rem; line-height: 1.25; min-height: 2.5em}
 [class*="st-key-card-"] [data-testid="stText"] span {display: -webkit-box; -webkit-line-clamp: 3;
   -webkit-box-orient: vertical; overflow: hidden; white-space: normal}
-.st-key-opened pre {max-height: 26rem; font-size: .72rem}
+.st-key-opened pre {max-height: 30rem}
+.st-key-opened pre * {font-size: .74rem}
 .st-key-opened [data-testid="stText"] {font-size: .88rem}
 [data-testid="stElementContainer"]:has(> .stHtml) {position: absolute}
 @media (min-width: 1000px) {

@@ -117,7 +117,7 @@ def free_port() -> int:
 
 def start(store: Path, home: Path, port: int) -> subprocess.Popen:
     """The command, once it said where the page is."""
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "browse", "--no-open"]
+    command = [sys.executable, "-P", "-c", "from flows.cli import main; main()", "browse", "--no-open"]
     process = subprocess.Popen(
         [*command, "--store", str(store), "--port", str(port)],
         cwd=home, env={**os.environ, "HOME": str(home)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -133,7 +133,10 @@ def children(process: subprocess.Popen) -> list[int]:
 @pytest.fixture(scope="module")
 def served(filmed_store, tmp_path_factory):
     port = free_port()
-    process = start(filmed_store, tmp_path_factory.mktemp("home"), port)
+    home = tmp_path_factory.mktemp("home")
+    (home / "store").mkdir()  # a project that is a checkout has a room of that name, which is not the one to use
+    (home / "store" / "__init__.py").write_text("raise ImportError('the wrong store')")
+    process = start(filmed_store, home, port)
     yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", port=port, process=process)
     process.kill()
     process.communicate()
