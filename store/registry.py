@@ -12,6 +12,7 @@ Notable:
 - Ids say what a row was made of, so a row that is there is not written again. Where one id can mean two facts the key
   tells them apart: a score by its run, a training use by its model. The drift that an experiment measured also
   stands in its own catalog entries.
+- Tables with blobs are never compacted, which would copy every video; catalog and registrations are.
 - Table `registrations` records what was registered when, of which commit, and keeps two registrations of one name
   from mixing: the first claims the round.
 """
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 BATCH_BYTES = 64 * 2**20  # of one commit to a table with blobs: what a writer holds in memory
 EXPERIMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PRIMARY_KEY = b"lance-schema:unenforced-primary-key"
+FRAGMENTS = 32  # of a table without blobs; more are made one, since every query opens each of them
+_FRAGMENT_ROWS = 2**16  # a fragment of so many rows (70 MB of the catalog) is left as it is
 _TAKE_ROWS = 16
 _CONFLICT = re.compile("conflict|concurrent|preempted|retry", re.IGNORECASE)
 
@@ -151,6 +154,8 @@ def register(
         done += parts[name].num_rows
         if progress:
             progress(done, total)
+    if changed:
+        _tidy(uri)
     return report
 
 
@@ -272,6 +277,19 @@ def _enter(uri: str | Path, experiment: str, name: str, entries: pa.Table, swap:
             f"round {name} of experiment {experiment!r} changed in {uri} while it was registered: somebody else "
             "registers it too; agree on a name, and register again with --replace"
         )
+
+
+def _tidy(uri: str | Path) -> None:
+    """Makes few fragments of many, in the tables that grow by one with every round and hold no blobs."""
+    for name in ("catalog", "registrations"):
+        dataset = open_dataset(dataset_uri(uri, name))
+        if len(dataset.get_fragments()) <= FRAGMENTS:
+            continue
+        try:
+            dataset.optimize.compact_files(target_rows_per_fragment=_FRAGMENT_ROWS)
+        except LANCE_ERRORS as error:
+            if not _CONFLICT.search(str(error)):  # somebody else registers: the next registration does it
+                raise lance_error(error, dataset.uri) from None
 
 
 # ---------------------------------------------------------------------------------------------------- rows to be sent
