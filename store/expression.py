@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from store.errors import StoreError, nearest
@@ -23,7 +24,9 @@ from store.errors import StoreError, nearest
 ALLOWED = "columns, 'text', numbers, = != < <= > >=, AND, OR, NOT, IN (…), BETWEEN, LIKE, ILIKE, IS NULL"
 MAX_DEPTH = 16  # of nesting; the engine's parser gives up somewhat deeper
 _SHOWN = 300  # characters of a wrong filter in an error
+_OPPOSITE = {"=": "!=", "!=": "=", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _INT32 = range(-(2**31), 2**31)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Condition:
@@ -176,10 +179,8 @@ def check_column(name: str, schema: pa.Schema) -> str:
     """The column's name as the schema has it (case does not matter); StoreError with the nearest match if none."""
     known = schema.names
     if not isinstance(name, str) or name.lower() not in known:
-        near = nearest(str(name).lower(), known)
-        if not near:
-            parts = [one for one in known if str(name).lower() in one.split("_")]
-            near = f", did you mean {parts[0]!r}?" if parts else ""
+        whole = [one for one in known if str(name).lower() in one.split("_")]  # part: drift_part
+        near = f", did you mean {whole[0]!r}?" if whole else nearest(str(name).lower(), known)
         raise StoreError(f"no column {_cut(name)}{near}; columns: {', '.join(known)}")
     return name.lower()
 
@@ -226,31 +227,46 @@ def render_where(where: "str | Condition", schema: pa.Schema) -> str:
         raise StoreError(f"where {_cut(where)}: {error}{hint}") from None
 
 
-def _render(condition: Condition, schema: pa.Schema, depth: int) -> str:
+def _render(condition: Condition, schema: pa.Schema, depth: int, negated: bool = False) -> str:
+    """Negations are moved inward to the comparisons, and what is unequal must be known.
+
+    The engine's optimiser takes `NOT (a IN ('x') AND a IN ('y'))` and `a NOT IN ('x') OR a NOT IN ('y')` for true,
+    which they are not where a is unknown.
+    """
     if depth < 0:
         raise StoreError(f"the filter is nested too deeply; at most {MAX_DEPTH} levels of brackets")
+    no = "NOT " if negated else ""
     match condition:
         case Group(operator, parts):
-            return "(" + f" {operator} ".join(_render(part, schema, depth - 1) for part in parts) + ")"
+            word = {"AND": "OR", "OR": "AND"}[operator] if negated else operator
+            return "(" + f" {word} ".join(_render(part, schema, depth - 1, negated) for part in parts) + ")"
         case Not(part):
-            return f"(NOT {_render(part, schema, depth - 1)})"
+            return _render(part, schema, depth - 1, not negated)
         case Null(left):
-            return f"({_value(left, schema)} IS NULL)"
+            return f"({_value(left, schema)} IS {no}NULL)"
         case Like(left, operator, pattern):
             if not isinstance(pattern, str):
                 raise StoreError(f"{operator} takes a text; got {_cut(pattern)}")
             value, text = _alike(schema, left, pattern)
-            return f"({value} {operator} {text})"
+            return f"({value} {no}{operator} {text})"
         case Compare(left, operator, right):
             one, other = _alike(schema, left, right)
-            return f"({one} {operator} {other})"
+            sign = _OPPOSITE[operator] if negated else operator
+            return f"({one} {sign} {other}{_known(schema, left, right) if sign == '!=' else ''})"
         case Between(left, low, high):
             value, least, most = _alike(schema, left, low, high)
-            return f"({value} BETWEEN {least} AND {most})"
+            return f"({value} {no}BETWEEN {least} AND {most})"
         case In(left, values):
             value, *among = _alike(schema, left, *values)
-            return f"({value} IN ({', '.join(among)}))" if among else "(FALSE)"
+            if not among:
+                return "(TRUE)" if negated else "(FALSE)"
+            return f"({value} {no}IN ({', '.join(among)}){_known(schema, left) if negated else ''})"
     raise StoreError(f"a filter is made of conditions; got {_cut(condition)}")
+
+
+def _known(schema: pa.Schema, *operands: Operand) -> str:
+    columns = [check_column(one.name, schema) for one in operands if isinstance(one, Column)]
+    return "".join(f" AND {name} IS NOT NULL" for name in columns if schema.field(name).nullable)
 
 
 def _alike(schema: pa.Schema, *operands: Operand) -> list[str]:
@@ -261,25 +277,44 @@ def _alike(schema: pa.Schema, *operands: Operand) -> list[str]:
             raise StoreError(f"{_name(operand)} is a list, which a filter cannot compare")
         if kind != kinds[0]:
             raise StoreError(f"{_name(operands[0])} is a {kinds[0]}, {_name(operand)} a {kind}")
-    # The engine refuses to compare a column of whole numbers with 0.5 or 3e9; as doubles it does.
+    types = [_type(one, schema) for one in operands if isinstance(one, Column)]
     literals = [one for one in operands if isinstance(one, int | float)]
-    wide = any(isinstance(one, float) or one not in _INT32 for one in literals)
-    return [_value(one, schema, wide) for one in operands]
+    # The engine refuses to compare a column of whole numbers with 0.5 or 3e9; as doubles it does. And beside a number
+    # too large for float32 it takes 0.1 for a double, which no float32 equals.
+    single = pa.float32() in types
+    wide = any(pa.types.is_integer(one) for one in types) and any(
+        isinstance(one, float) or one not in _INT32 for one in literals
+    )
+    if wide or (single and any(abs(one) > _FLOAT32_MAX for one in literals)):
+        return [_as_double(one, schema, single) for one in operands]
+    return [_value(one, schema) for one in operands]
+
+
+def _as_double(operand: Operand, schema: pa.Schema, single: bool) -> str:
+    """An operand for a comparison of doubles; next to a float32 column a number is rounded as that column's are."""
+    if isinstance(operand, Column):
+        return f"CAST({_value(operand, schema)} AS DOUBLE)"
+    if single and not isinstance(operand, str) and abs(operand) <= _FLOAT32_MAX:
+        operand = float(np.float32(operand))
+    return _value(operand, schema)
+
+
+def _type(column: Column, schema: pa.Schema) -> pa.DataType:
+    return schema.field(check_column(column.name, schema)).type
 
 
 def _kind(operand: Operand, schema: pa.Schema) -> str:
     if isinstance(operand, Column):
-        kind = schema.field(check_column(operand.name, schema)).type
+        kind = _type(operand, schema)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return "text"
         return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else "list"
     return "text" if isinstance(operand, str) else "number"
 
 
-def _value(operand: Operand, schema: pa.Schema, wide: bool = False) -> str:
+def _value(operand: Operand, schema: pa.Schema) -> str:
     if isinstance(operand, Column):
-        name = check_column(operand.name, schema)
-        return f"CAST({name} AS DOUBLE)" if wide and pa.types.is_integer(schema.field(name).type) else name
+        return check_column(operand.name, schema)
     if isinstance(operand, str):
         return quoted(operand)
     try:
