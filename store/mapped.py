@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.remote import is_remote
+
 FILE = "_scalars.arrow"
 SORTED_BY = "drift"  # descending in each round, unknown last, then by clip_id
 LEAST_ROWS = 50_000  # below, a scan takes a few milliseconds; the file would be bytes for nothing
@@ -33,6 +35,7 @@ class Mapped:
 
     ends: after which row each fragment ends. keys: float32 [N], drift with NaN as infinity, NaN where unknown.
     known: where in each fragment known drifts end. sorted: whether drift descends in each fragment, unknown last.
+    schema: of the dataset, with the columns that are not mapped.
     """
 
     table: pa.Table
@@ -40,6 +43,7 @@ class Mapped:
     keys: np.ndarray
     known: tuple[int, ...]
     sorted: bool
+    schema: pa.Schema
 
     def ranges(self, low: float | None, high: float | None) -> list[tuple[int, int]]:
         """Where drifts from `low` to `high` stand: all that match are within, not all within need match."""
@@ -59,11 +63,11 @@ class Mapped:
         """Where the known drifts of the fragment end in which a row stands."""
         return self.known[int(np.searchsorted(self.ends, place, "right"))]
 
-    def rows(self, places: np.ndarray, columns: list[str], schema: pa.Schema) -> pa.Table:
-        """Columns of some rows, in the order given, as the table itself has them (`schema`)."""
+    def rows(self, places: np.ndarray, columns: list[str]) -> pa.Table:
+        """Columns of some rows, in the order given, as the dataset itself has them."""
         table = self.decoded(self.gather(self.table.select(columns), places))
-        fields = [schema.field(name) for name in columns]
-        return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, schema.metadata))
+        fields = [self.schema.field(name) for name in columns]
+        return pa.Table.from_arrays(table.columns, schema=pa.schema(fields, self.schema.metadata))
 
     def gather(self, table: pa.Table, places: np.ndarray) -> pa.Table:
         """Some of the rows: long runs are slices, which costs nothing, all else is copied."""
@@ -83,7 +87,7 @@ class Mapped:
         return pa.Table.from_arrays(columns, names=table.column_names)
 
 
-def _mapped(table: pa.Table, ends: tuple[int, ...]) -> Mapped:
+def _mapped(table: pa.Table, ends: tuple[int, ...], schema: pa.Schema) -> Mapped:
     drift = table[SORTED_BY].combine_chunks()
     keys = pc.if_else(pc.is_nan(drift), np.float32(np.inf), drift).to_numpy(zero_copy_only=False)
     known, ordered, start = [], True, 0
@@ -93,7 +97,7 @@ def _mapped(table: pa.Table, ends: tuple[int, ...]) -> Mapped:
         numbers = part[: known[-1] - start]
         ordered = ordered and not np.isnan(numbers).any() and bool((numbers[:-1] >= numbers[1:]).all())
         start = end
-    return Mapped(table, ends, keys, tuple(known), ordered)
+    return Mapped(table, ends, keys, tuple(known), ordered, schema)
 
 
 def _made_of(dataset: lance.LanceDataset) -> list[list[Any]]:
@@ -128,7 +132,7 @@ def write_mapped(dataset: lance.LanceDataset, least_rows: int = LEAST_ROWS) -> N
 def open_mapped(dataset: lance.LanceDataset) -> Mapped | None:
     """The mapped rows of a dataset's version, if there is a file that was made of exactly its data."""
     path = Path(str(dataset.uri)) / FILE
-    if "://" in str(dataset.uri) or not path.exists():
+    if is_remote(dataset.uri) or not path.exists():
         return None
     version, mapped = _opened.get(dataset, (None, None))
     if version != dataset.version:
@@ -137,13 +141,16 @@ def open_mapped(dataset: lance.LanceDataset) -> Mapped | None:
 
 
 def _open(dataset: lance.LanceDataset, path: Path) -> Mapped | None:
-    whole = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
+        whole = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException):  # damaged; the dataset has all that it holds
+        return None
     made_of = json.loads((whole.schema.metadata or {}).get(_MADE_OF, b"[]"))
     here = _made_of(dataset)
     if not here or made_of[: len(here)] != here or any(one[1] for one in here):
         return None
     ends = tuple(np.cumsum([one[0] for one in here]).tolist())
-    return _mapped(whole.slice(0, ends[-1]), ends)
+    return _mapped(whole.slice(0, ends[-1]), ends, dataset.schema)
 
 
 # An opened version never changes, so neither do its mapped rows.

@@ -52,20 +52,22 @@ def scan(
     Raises StoreError for a vector that does not fit the column, and if the table cannot answer.
     """
     columns = list(columns)
+    mapped = open_mapped(dataset)
+    schema = mapped.schema if mapped else dataset.schema
     if near is not None:
-        _check_vector(dataset.schema, *near)
+        _check_vector(schema, *near)
     words = None if text is None else sorted({word.lower() for word in _WORD.findall(text)})
     if words == []:
         where, words = "false", None
     try:
-        wanted = None if where is None else predicate.parse(where, dataset.schema)
+        wanted = None if where is None else predicate.parse(where, schema)
         where = predicate.render(wanted) if wanted else where
-        mapped = None if near is not None or words else open_mapped(dataset)
-        if mapped and {*columns, *(name for name, _ in order)} <= set(mapped.table.column_names):
+        needed = {*columns, *(name for name, _ in order)}
+        if mapped and not near and not words and needed <= set(mapped.table.column_names):
             if where is None or (wanted and predicate.columns(wanted) is not None):
-                return _from_mapped(dataset.schema, mapped, columns, wanted, list(order), limit)
+                return _from_mapped(mapped, columns, wanted, list(order), limit)
             places = _places(dataset, mapped, where)
-            return _laid_out(dataset.schema, mapped, columns, places, list(order), limit)
+            return _laid_out(mapped, columns, places, list(order), limit)
         return _from_lance(dataset, columns, where, list(order), limit, words or [], near)
     except LANCE_ERRORS as error:
         if isinstance(error, StoreError):
@@ -189,7 +191,6 @@ def sort_rows(keys: Sequence[pa.ChunkedArray], ascending: Sequence[bool]) -> pa.
 
 
 def _from_mapped(
-    schema: pa.Schema,
     mapped: Mapped,
     columns: list[str],
     wanted: predicate.Predicate | None,
@@ -200,18 +201,16 @@ def _from_mapped(
     if order and limit and order[0][0] == SORTED_BY:
         first = _first(mapped, wanted, ranges, order, limit)
         if first is not None:
-            return mapped.rows(first, columns, schema)
-    return _laid_out(schema, mapped, columns, _matching(mapped, wanted, ranges), order, limit)
+            return mapped.rows(first, columns)
+    return _laid_out(mapped, columns, _matching(mapped, wanted, ranges), order, limit)
 
 
-def _laid_out(
-    schema: pa.Schema, mapped: Mapped, columns: list[str], places: np.ndarray, order: _Order, limit: int | None
-) -> pa.Table:
+def _laid_out(mapped: Mapped, columns: list[str], places: np.ndarray, order: _Order, limit: int | None) -> pa.Table:
     """The rows at some places, ordered."""
     if order:
-        keys = mapped.rows(places, list(dict.fromkeys(name for name, _ in order)), schema)
+        keys = mapped.rows(places, list(dict.fromkeys(name for name, _ in order)))
         places = _ordered(keys.append_column("", pa.array(places)), order, limit)[""].to_numpy()
-    return mapped.rows(places[:limit], columns, schema)
+    return mapped.rows(places[:limit], columns)
 
 
 def _places(dataset: lance.LanceDataset, mapped: Mapped, where: str) -> np.ndarray:

@@ -21,10 +21,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from store.dataset import LANCE_ERRORS, dataset_uri, open_dataset, place, staged, write_fresh
 from store.errors import StoreError, few, nearest
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 BATCHES = ".batches"  # ending of a working table's folder
-_OPEN_FILES = 256  # batches that sealing keeps mapped
+_OPEN_FILES = 4096  # batches that sealing keeps mapped; a map holds no descriptor
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -63,8 +65,10 @@ class WorkingTable:
         self.folder, self.name, self.schema, self.key = Path(folder), name, schema, key
         self.path = self.folder / f"{name}{BATCHES}"
         self._known: dict[Path, list[str]] = {}
-        for path in self._batches()[:1]:
+        batches = self._batches()
+        for path in batches[:1]:
             self._check(path)
+        self._latest = int(batches[-1].name.partition("-")[0]) if batches else 0
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of `ids` that have no row yet, in the order given."""
@@ -91,7 +95,8 @@ class WorkingTable:
                 writer.write_table(table)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, self.path / f"{time.time_ns():020d}-{unique}.arrow")
+        self._latest = max(time.time_ns(), self._latest + 1)  # a clock that is set back makes nothing older
+        os.replace(draft, self.path / f"{self._latest:020d}-{unique}.arrow")
 
     def read(self, columns: Sequence[str] | None = None, ids: Sequence[str] | None = None) -> pa.Table:
         """The rows of `ids` in that order, else every row in the order of keys. Raises StoreError for a missing id."""
@@ -186,17 +191,30 @@ def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, key: str, n
         values = [_scalar(row.get(field.name), field, name, row.get(key)) for row in rows]
         try:
             columns.append(pa.array(values, field.type))
-        except (pa.ArrowException, OverflowError, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError) as error:
             raise StoreError(f"table {name}, column {field.name!r} must be {field.type}: {error}") from error
+        for place, finite in enumerate(_all_finite(columns[-1])):
+            if not finite:
+                raise StoreError(f"table {name}, row {keys[place]}: {field.name} is not finite; finite numbers only")
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _all_finite(array: pa.Array) -> list[bool]:
+    """Whether each row's numbers are finite, also those in lists; what holds no floats always is."""
+    inner = array.type.value_type if pa.types.is_nested(array.type) else array.type
+    if not pa.types.is_floating(inner):
+        return []
+    if not pa.types.is_nested(array.type):
+        return pc.fill_null(pc.is_finite(array), True).to_pylist()
+    return [row is None or bool(np.isfinite(row).all()) for row in array.to_pylist()]
 
 
 def _scalar(value: Any, field: pa.Field, name: str, key: Any) -> Any:
     if isinstance(value, float | np.floating):
         if math.isnan(value):
             value = None
-        elif math.isinf(value):
-            raise StoreError(f"table {name}, row {key}: {field.name} is {value}; finite numbers only")
+        elif pa.types.is_integer(field.type) and not float(value).is_integer():
+            raise StoreError(f"table {name}, row {key}: {field.name} is {value}; whole numbers only")
     if value is None and not field.nullable:
         raise StoreError(f"table {name}, row {key}: {field.name} ({field.type}) has no value")
     return value
@@ -259,10 +277,16 @@ def read_table(
 
 
 def row_offsets(dataset: lance.LanceDataset, name: str) -> dict[str, int]:
-    """Key -> position for `dataset.take`."""
-    _, key = table_schema(name)
-    keys = dataset.to_table(columns=[key], scan_in_order=True)[key].to_pylist()
-    return {one: offset for offset, one in enumerate(keys)}
+    """Key -> position for `dataset.take`; not to be changed, it is kept as long as the dataset."""
+    version, offsets = _offsets.get(dataset, (None, {}))
+    if version != dataset.version:
+        _, key = table_schema(name)
+        keys = dataset.to_table(columns=[key], scan_in_order=True)[key].to_pylist()
+        version, offsets = _offsets[dataset] = (dataset.version, {one: offset for offset, one in enumerate(keys)})
+    return offsets
+
+
+_offsets: WeakKeyDictionary[lance.LanceDataset, tuple[int, dict[str, int]]] = WeakKeyDictionary()
 
 
 def open_table(store: Path | str, name: str, version: str | int | None = None) -> lance.LanceDataset:

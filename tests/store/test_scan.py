@@ -1,4 +1,6 @@
 import math
+import re
+import shutil
 
 import lance
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.mapped import open_mapped, write_mapped
+from store.errors import StoreError
+from store.mapped import FILE, open_mapped, write_mapped
 from store.scan import scan
 from store.schema import VERSION_KEY
 
@@ -180,7 +183,7 @@ def expected(rows, tree, order, limit):
     return [row["clip_id"] for row in rows[:limit]]
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(
     tree=st.none() | FILTERS,
     order=st.lists(st.tuples(st.sampled_from(["drift", "part", "num"]), st.booleans()), max_size=2),
@@ -199,3 +202,141 @@ def test_like_a_filter_of_plain_rows(made, tree, order, limit):
 
 def as_stored(value, name):
     return float(np.float32(value)) if name in ("drift", "part") and value is not None else value
+
+
+def has_words(prompt, words):
+    return all(re.search(rf"(?<![^\W_]){word}(?![^\W_])", prompt, re.IGNORECASE) for word in words)
+
+
+@pytest.mark.parametrize("text", ["red", "RED  disc!", "naïve", "NAÏVE a", "x", "r", "red; a", "ed"])
+def test_text_is_whole_words_in_any_case(made, text):
+    dataset, rows = made
+    words = re.findall(r"[^\W_]+", text)
+    found = scan(dataset, ["clip_id"], text=text)["clip_id"].to_pylist()
+    assert found == [row["clip_id"] for row in rows if has_words(row["prompt"], words)]
+    some = scan(dataset, ["clip_id"], "drift > 0", [("clip_id", False)], 3, text=text)["clip_id"].to_pylist()
+    assert some == sorted({*found} & {*expected(rows, ("drift", ">", 0.0), [], None)}, reverse=True)[:3]
+
+
+@settings(max_examples=60)
+@given(text=st.text(max_size=12) | st.text("a'\"%_\\\\()[]*+-?:^~\0 {}", max_size=12))
+def test_no_text_breaks_the_search(made, text):
+    dataset, rows = made
+    found = set(scan(dataset, ["clip_id"], text=text)["clip_id"].to_pylist())
+    words = re.findall(r"[^\W_]+", text)
+    if text.isascii():
+        assert found == {row["clip_id"] for row in rows if words and has_words(row["prompt"], words)}
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1, 7, 500])
+@pytest.mark.parametrize("where", [None, "drift > 0", "clip_id = 'nothing'"])
+def test_nearest_first_ties_by_clip_id(made, limit, where):
+    dataset, rows = made
+    to = [1.0, 0.0, 0.25, 0.0]
+    found = scan(dataset, ["round"], where, [("drift", True)], limit, near=("look", to))
+    assert found.schema.names == ["round", "distance"]
+    assert found.schema.field("distance").type == pa.float32()
+    tree = {None: None, "drift > 0": ("drift", ">", 0.0), "clip_id = 'nothing'": ("clip_id", "=", "nothing")}[where]
+    rows = [row for row in rows if tree is None or truth(tree, row)]
+    rows = sorted(rows, key=lambda row: (math.dist(row["look"], to), row["clip_id"]))[:limit]
+    assert found["round"].to_pylist() == [row["round"] for row in rows]
+    assert found["distance"].to_pylist() == pytest.approx([math.dist(row["look"], to) for row in rows], abs=1e-6)
+
+
+def test_a_vector_that_does_not_fit_is_named(made):
+    dataset, _ = made
+    for near, message in (
+        (("lok", [0.0] * 4), "no embedding 'lok', did you mean 'look'"),
+        (("drift", [0.0] * 4), "no embedding 'drift'.*embeddings: look"),
+        (("look", [0.0] * 3), "has 4 finite numbers"),
+        (("look", [0.0, 0.0, 0.0, math.nan]), "has 4 finite numbers"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            scan(dataset, ["clip_id"], near=near)
+    with pytest.raises(StoreError, match="cannot answer"):
+        scan(dataset, ["clip_id"], "nothing = 1")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_table_of_no_rows(tmp_path, mapped):
+    dataset = lance.write_dataset(SCHEMA.empty_table(), str(tmp_path / "t.lance"))
+    if mapped:
+        write_mapped(dataset, 0)
+    for how in (
+        {},
+        {"text": "red"},
+        {"near": ("look", [0.0] * 4)},
+        {"order": [("drift", False), ("clip_id", True)], "limit": 3},
+        {"where": "drift > 1 OR prompt LIKE 'a%'"},
+    ):
+        found = scan(dataset, ["clip_id", "drift"], **how)
+        assert (found.num_rows, found.schema.names[:2]) == (0, ["clip_id", "drift"])
+
+
+def test_mapped_rows_serve_earlier_versions_and_no_other_dataset(tmp_path):
+    parts = [in_order_of_drift(part) for part in make_rows()]
+    path = str(tmp_path / "t.lance")
+    for part in parts:
+        dataset = lance.write_dataset(pa.Table.from_pylist(part, SCHEMA), path, mode="append")
+    write_mapped(dataset, 1)
+    for version in (1, 2, 3):
+        earlier = lance.dataset(path, version=version)
+        assert open_mapped(earlier) is not None
+        assert scan(earlier, ["clip_id"]).num_rows == 40 * version
+    assert {one["round"] for one in scan(dataset, ["round"], "round = 'r2'").to_pylist()} == {"r2"}
+
+    grown = lance.write_dataset(pa.Table.from_pylist(parts[0][:1], SCHEMA), path, mode="append")
+    assert open_mapped(grown) is None
+    assert scan(grown, ["clip_id"]).num_rows == 121
+    dataset.delete("clip_id = 'clip-r1-07'")
+    assert open_mapped(lance.dataset(path)) is None
+
+    other = lance.write_dataset(pa.Table.from_pylist(parts[0], SCHEMA), str(tmp_path / "other.lance"))
+    shutil.copyfile(f"{path}/{FILE}", tmp_path / "other.lance" / FILE)
+    assert open_mapped(other) is None
+    third = lance.dataset(path, version=3)
+    whole = (tmp_path / "t.lance" / FILE).read_bytes()
+    (tmp_path / "t.lance" / FILE).unlink()  # what was mapped before keeps its bytes
+    (tmp_path / "t.lance" / FILE).write_bytes(whole[: len(whole) // 2])
+    assert open_mapped(third) is None
+    assert scan(third, ["clip_id"]).num_rows == 120
+    write_mapped(third, 1000)
+    assert not (tmp_path / "t.lance" / FILE).exists()
+
+
+def test_the_first_by_drift_beyond_the_first_look(tmp_path):
+    """Many ties, and a filter that spares few rows: the ends of the rounds do not suffice."""
+    rng = np.random.default_rng(0)
+    ids = iter(rng.permutation(6000).tolist())
+    rows = []
+    for number in range(3):
+        drifts = np.sort(rng.integers(0, 4, 2000))[::-1]
+        part = [
+            {"clip_id": f"clip-{next(ids):04d}", "drift": float(one), "num": int(rng.integers(0, 400))}
+            for one in drifts
+        ]
+        rows += part
+        table = pa.Table.from_pylist([{**dict.fromkeys(SCHEMA.names), **row} for row in part], SCHEMA)
+        dataset = lance.write_dataset(table, str(tmp_path / "t.lance"), mode="append" if number else "create")
+    write_mapped(dataset, 1)
+    assert open_mapped(dataset).sorted
+    for ascending in (False, True):
+        for where, limit in ((None, 5), ("num = 7", 4), ("num = 7", 100), ("drift < 2", 70), ("drift > 1.5", 3)):
+            found = scan(dataset, ["clip_id"], where, [("drift", ascending), ("clip_id", True)], limit)
+            tree = {"num = 7": ("num", "=", 7), "drift < 2": ("drift", "<", 2.0), "drift > 1.5": ("drift", ">", 1.5)}
+            want = expected(rows, tree.get(where), [("drift", ascending), ("clip_id", True)], limit)
+            assert found["clip_id"].to_pylist() == want
+
+
+def test_a_number_is_rounded_to_the_column_under_not_as_well(made):
+    """Lance alone finds a float32 0.1 both equal and not equal to 0.1."""
+    dataset, rows = made
+    known = {row["clip_id"] for row in rows if row["drift"] is not None}
+    for like in ("", " AND prompt LIKE '%'"):
+        equal, other = (
+            set(scan(dataset, ["clip_id"], f"{where}{like}")["clip_id"].to_pylist())
+            for where in ("(drift = 0.1)", "(NOT (drift = 0.1))")
+        )
+        assert equal
+        assert not equal & other
+        assert equal | other == known
