@@ -103,7 +103,8 @@ def main(params: Params) -> None:
             workers=torch_workers(stage.device, params.resources.workers), done=len(ids) - len(missing), report=report,
         )  # fmt: skip
         stage.flow_run_id = run.flow_run_id
-        kept = [clip_id for clip_id in ids if clip_id not in set(table.missing(ids))]
+        absent = set(table.missing(ids))
+        kept = [clip_id for clip_id in ids if clip_id not in absent]
         write_report(paths.INGEST_REPORT, [ids[i].file for i in kept], rejected)
         counts = {split: sum(ids[i].split == split for i in kept) for split in ("train", "heldout")}
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in sorted(rejected.items())[:5])

@@ -1,7 +1,7 @@
 """One Lance dataset, in a folder or in object storage: open it with care, write a fresh one, move it into place.
 
 Notable: a table is written in full beside its place and appears there at once, so nobody ever sees half of one; an
-older table of that name is exchanged for it in the same system call.
+older table of that name is exchanged for it in the same system call, where the filesystem can.
 """
 
 import contextlib
@@ -70,14 +70,17 @@ def staged(store_dir: Path, name: str) -> Iterator[Path]:
     if target.exists():
         open_dataset(target, older=True)
     folder = store_dir / STAGING
-    staging = folder / f"{name}.lance"
+    staging, aside = folder / f"{name}.lance", folder / f"{name}.old"
+    if aside.exists() and not target.exists():  # a crash between two renames (see `place`)
+        os.replace(aside, target)
     shutil.rmtree(staging, ignore_errors=True)  # what a crash left
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(folder / f"{name}.old", ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):  # another table is being sealed
             folder.rmdir()
 
@@ -89,7 +92,11 @@ def write_fresh(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path
 
 
 def place(staging: Path, store_dir: Path, name: str) -> None:
-    """Move a finished table into the store, in one step; an older table of that name goes."""
+    """Move a finished table into the store; an older table of that name goes.
+
+    In one step where the filesystem can exchange two folders (Linux), else in two, and `staged` mends what a crash
+    between them leaves.
+    """
     target, aside = store_dir / f"{name}.lance", store_dir / STAGING / f"{name}.old"
     shutil.rmtree(aside, ignore_errors=True)
     if not target.exists():
@@ -98,7 +105,11 @@ def place(staging: Path, store_dir: Path, name: str) -> None:
         os.replace(staging, aside)  # what `staging` now holds is the older table
     else:
         os.replace(target, aside)
-        os.replace(staging, target)
+        try:
+            os.replace(staging, target)
+        except BaseException:
+            os.replace(aside, target)
+            raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

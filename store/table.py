@@ -193,9 +193,9 @@ def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema, key: str, n
             columns.append(pa.array(values, field.type))
         except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError) as error:
             raise StoreError(f"table {name}, column {field.name!r} must be {field.type}: {error}") from error
-        for place, finite in enumerate(_all_finite(columns[-1])):
+        for number, finite in enumerate(_all_finite(columns[-1])):
             if not finite:
-                raise StoreError(f"table {name}, row {keys[place]}: {field.name} is not finite; finite numbers only")
+                raise StoreError(f"table {name}, row {keys[number]}: {field.name} is not finite; finite numbers only")
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -4,14 +4,16 @@ import random
 import subprocess
 import sys
 import threading
+import time
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from store import dataset
 from store.latents import pack_latents, unpack_latents
-from store.schema import CLIPS, ROLLOUTS, RUNS, SCHEMA_VERSION, SCORES, SEED, VERSION_KEY
+from store.schema import CLIPS, ROLLOUTS, RUNS, SCHEMA_VERSION, SCORES, SEED, VERSION_KEY, table_schema
 from store.table import StoreError, WorkingTable, content_manifest, read_manifest, read_table, table_names
 
 NAME = "scores_r1"
@@ -328,7 +330,10 @@ def test_a_working_table_of_other_columns_is_refused(tmp_path):
         ([score(1, gates="x")], "no column 'gates', did you mean 'gate'"),
         ([score(1, drift="far")], "column 'drift' must be float"),
         ([score(1, drift=float("nan"))], "drift .float. has no value"),
-        ([score(1, drift=float("inf"))], "drift is inf"),
+        ([score(1, drift=float("inf"))], "drift is not finite"),
+        ([score(1, drift=1e300)], "row rollout-0000000000000001: drift is not finite"),
+        ([score(1, motion=[0.5, float("nan")])], "row rollout-0000000000000001: motion is not finite"),
+        ([score(1, gate="\ud800")], "column 'gate' must be string"),
         ([score(1), score(1)], "twice in one write"),
     ],
 )
@@ -337,6 +342,54 @@ def test_bad_rows_are_named_and_nothing_is_written(tmp_path, rows, message):
     with pytest.raises(StoreError, match=message):
         table.upsert([score(5), *rows])
     assert table.count() == 0
+
+
+def test_a_fraction_is_no_whole_number(tmp_path, rows):
+    schema, key = table_schema("seed")
+    table = WorkingTable(tmp_path, "seed", schema, key)
+    table.upsert([{**rows.seed()[0], "height": 16.0}])
+    with pytest.raises(StoreError, match="row seed-1: height is 16.5; whole numbers only"):
+        table.upsert([{**rows.seed()[1], "height": 16.5}])
+
+
+def test_a_clock_that_is_set_back_makes_no_row_older(tmp_path, monkeypatch):
+    table = working(tmp_path)
+    table.upsert([score(1, scorer="first@1")])
+    monkeypatch.setattr(time, "time_ns", lambda: 1)
+    table.upsert([score(1, scorer="second@1")])
+    working(tmp_path).upsert([score(1, scorer="third@1")])
+    assert table.read(["scorer"])["scorer"].to_pylist() == ["third@1"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_without_an_exchange_of_folders_no_step_loses_the_older_table(tmp_path, monkeypatch, killed):
+    """Some filesystems cannot: the old table steps aside, and comes back if the new one does not arrive."""
+    old = working(tmp_path / "old")
+    old.upsert([score(9)])
+    want = seal(old, tmp_path, [9])
+    table = working(tmp_path / "work")
+    table.upsert([score(1)])
+    replace = os.replace
+
+    def failing(source, target):
+        if str(source).endswith(f".sealing/{NAME}.lance"):
+            raise OSError("no space left")
+        replace(source, target)
+
+    monkeypatch.setattr(dataset, "exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="no space left"):
+        seal(table, tmp_path, [1])
+    monkeypatch.setattr(os, "replace", replace)
+    if killed:  # SIGKILL between the two renames
+        (tmp_path / "store/.sealing").mkdir()
+        replace(tmp_path / f"store/{NAME}.lance", tmp_path / f"store/.sealing/{NAME}.old")
+        with dataset.staged(tmp_path / "store", NAME):
+            pass
+    assert content_manifest(tmp_path / "store", NAME) == want
+    seal(table, tmp_path, [1])
+    assert read_table(tmp_path / "store", NAME)["rollout_id"].to_pylist() == ids([1])
+    assert os.listdir(tmp_path / "store") == [f"{NAME}.lance"]
 
 
 def test_nan_in_a_nullable_column_is_null(tmp_path):
