@@ -97,13 +97,16 @@ class _Audit:
         self.findings.append(Finding(severity, check, table, subject, seen, repair))
 
     def mend(self, name: str, make: bool = False) -> str:
-        """The command that brings a table back as it was, or that makes it anew."""
+        """The command that brings a table back as it was, or that makes it anew.
+
+        --force, as DVC asks before it replaces data that its cache does not have, as damaged data is.
+        """
         if self.registry:
             return f"bagger register --to {self.store.uri}"
         stage = table_stage(name)
         if make or name in SIDE_TABLES:
             return f"dvc repro {stage}"
-        return f"dvc checkout {self.store.uri}/{name}.lance"
+        return f"dvc checkout --force {self.store.uri}/{name}.lance"
 
     def shape(self, name: str) -> tuple[pa.Schema, list[str]]:
         """Schema and key columns of a table. Raises ValueError for a name that is none."""
@@ -121,11 +124,16 @@ class _Audit:
         try:
             yield
         except (StoreError, *LANCE_ERRORS) as error:
-            self.add("error", "unreadable", name, "", _first_line(error), self.mend(name))
+            self._unreadable(name, error)
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Lance's native code; not an Exception
                 raise
-            self.add("error", "unreadable", name, "", _first_line(error), self.mend(name))
+            self._unreadable(name, error)
+
+    def _unreadable(self, name: str, error: BaseException) -> None:
+        if not any((one.check, one.table) == ("unreadable", name) for one in self.findings):
+            words = (str(error).splitlines() or [type(error).__name__])[0]
+            self.add("error", "unreadable", name, "", words, self.mend(name))
 
     # Tables.
 
@@ -220,7 +228,7 @@ class _Audit:
                 words = f"table has {seen.rows} rows with digest {seen.digest[:16]}, "
                 words += f"the manifest says {told.rows} with {told.digest[:16]}"
                 self.add(
-                    "error", "manifest", name, str(path), words, f"dvc checkout {self.store.uri}/{name}.lance {path}"
+                    "error", "manifest", name, str(path), words, f"dvc checkout --force {self.store.uri}/{name}.lance {path}"
                 )
 
     def same_videos(self) -> None:
@@ -316,7 +324,3 @@ class _Audit:
 
 def _base(name: str) -> str:
     return name.partition("_")[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

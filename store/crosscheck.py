@@ -145,7 +145,7 @@ def plan_findings(store: "Store", plans: Path, clips: set[str]) -> Iterator[Find
         try:
             plan, _ = read_plan(path)
         except StoreError as error:
-            yield Finding("error", "plan", "", str(path), str(error), f"dvc checkout {path}")
+            yield Finding("error", "plan", "", str(path), str(error), f"dvc checkout --force {path}")
             continue
         if absent := sorted(set(plan["clip_id"].unique().to_pylist()) - clips):
             stage = f"mix@{path.stem}" if path.stem != SEED_ROUND else "mix_r0"

@@ -161,7 +161,7 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
                 raise failed[0] from None
             raise lance_error(error, dataset.uri) from error
         if version == 1 and told is not None and told["schema_version"] == 1 and told["digest"] != before.digest():
-            mend = f"dvc checkout {store_dir}/{name}.lance {path}"
+            mend = f"dvc checkout --force {store_dir}/{name}.lance {path}"
             raise StoreError(f"table {name} is not what its manifest {path} says; run `{mend}`, then `bagger migrate`")
         path.unlink(missing_ok=True)
         place(staging, store_dir, name)
@@ -239,7 +239,7 @@ def _embed(clip_id: str, video: bytes, prompt: str) -> dict[str, Any]:
     try:
         return embeddings(decode_video(video), prompt)
     except VideoError as error:
-        raise StoreError(f"clip {clip_id}: {error}; `dvc checkout` brings back what was sealed") from error
+        raise StoreError(f"clip {clip_id}: {error}; `dvc checkout --force` brings back what was sealed") from error
 
 
 def _run_2(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +81,10 @@ def test_errors_are_grouped_with_their_repair_and_status_1(bagger, project):
     lines = told.out.splitlines()
     assert lines[0] == "error: undecodable in seed (4)"
     assert lines[1].startswith("  seed-0: video of 13 bytes: ")
-    assert lines[4:6] == ["  and 1 more (--all shows them)", "  mend it with: dvc checkout data/store/seed.lance"]
+    assert lines[4:6] == [
+        "  and 1 more (--all shows them)",
+        "  mend it with: dvc checkout --force data/store/seed.lance",
+    ]
     assert "1 tables, every video decoded: 4 errors, 0 warnings" in lines[-1]
     assert "seed-3" in bagger("audit", "seed", "--all").out
 
@@ -103,6 +108,22 @@ def test_audit_of_nothing_is_an_error(bagger, project):
     told = bagger("audit", "clips_r9")
     assert told.status == 1
     assert "dvc repro correct@r9" in told.err
+
+
+def test_the_repair_mends_it(bagger, history, tmp_path, monkeypatch):
+    shutil.copytree(history.root, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    before = json.loads(bagger("audit", "--quick", "--json").out)
+    data = next(Path("data/store/seed.lance/data").iterdir())
+    data.chmod(0o644)
+    os.truncate(data, data.stat().st_size // 2)
+    found = json.loads(bagger("audit", "--quick", "--json").out)
+    (repair,) = [one["repair"] for one in found if (one["check"], one["table"]) == ("unreadable", "seed")]
+    words = repair.split()
+    assert words[0] == "dvc"
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(bagger("audit", "--quick", "--json").out) == before
 
 
 # ---------------------------------------------------------------- runs

@@ -59,9 +59,9 @@ def test_the_table_is_not_what_its_manifest_says(tiny_copy):
     shutil.copy(path, path.with_name("scores_r9.json"))
     found = [one for one in look(tiny_copy) if one.check == "manifest"]
     assert {one.table: one.repair for one in found} == {
-        "scores_r1": f"dvc checkout {tiny_copy.store}/scores_r1.lance {path}",
+        "scores_r1": f"dvc checkout --force {tiny_copy.store}/scores_r1.lance {path}",
         "rollouts_r2": "dvc repro rollout@r2",
-        "scores_r9": f"dvc checkout {tiny_copy.store}/scores_r9.lance",
+        "scores_r9": f"dvc checkout --force {tiny_copy.store}/scores_r9.lance",
     }
     assert "2 rows" in next(one.seen for one in found if one.table == "scores_r1")
 
@@ -200,12 +200,12 @@ def test_damaged_files_strange_tables_and_leftovers(tiny_copy):
     write_plan(strange, tiny_copy.files["r1"])
     tiny_copy.files["r2"].write_bytes(b"PAR1")
     found = {(one.severity, one.check, one.table): one for one in look(tiny_copy)}
-    assert found["error", "unreadable", "clips_r1"].repair == f"dvc checkout {tiny_copy.store}/clips_r1.lance"
+    assert found["error", "unreadable", "clips_r1"].repair == f"dvc checkout --force {tiny_copy.store}/clips_r1.lance"
     assert ("warning", "unknown", "mine") in found
     assert ("warning", "leftover", "") in found
     assert found["error", "orphan", ""].subject == str(tiny_copy.files["r1"])
     assert found["error", "orphan", ""].repair == "dvc repro mix@r1"
-    assert found["error", "plan", ""].repair == f"dvc checkout {tiny_copy.files['r2']}"
+    assert found["error", "plan", ""].repair == f"dvc checkout --force {tiny_copy.files['r2']}"
 
 
 def test_tables_may_be_chosen(tiny_copy):

@@ -254,7 +254,7 @@ def test_a_video_that_cannot_be_read_is_named(old):
     rows = [dict(row) for row in old.tables["seed"]]
     rows[2]["video"] = b"no mp4"
     write(old.root, "seed", rows)
-    with pytest.raises(StoreError, match="clip seed-2: .*`dvc checkout`"):
+    with pytest.raises(StoreError, match="clip seed-2: .*`dvc checkout --force`"):
         bring_up(old)
 
 
