@@ -22,8 +22,8 @@ def main(params: Params, full: bool = False) -> None:
         records = [json.loads(path.read_text()) for path in sorted(RUNS_FOLDER.glob("*.json"))]
         records = [record for record in records if record["round"] in wanted]
         plans = {k: paths.plan(k) for k in ("r0", *params.round_names)}
-        sources = None if full else {name: read_manifest(paths.manifest(name)).digest for name in tables}
-        manifest = build_catalog(paths.STORE, params.round_names, records, plans, sources)
+        sources = {name: read_manifest(paths.manifest(name)).digest for name in tables}
+        manifest = build_catalog(paths.STORE, params.round_names, records, plans, sources, full)
         write_manifest(manifest, paths.CATALOG_MANIFEST)
         say(f"catalog: {manifest.rows} clips, tags r0 … {params.round_names[-1]}, {len(records)} runs")
 

@@ -48,6 +48,7 @@ def build_catalog(
     run_records: Sequence[dict[str, Any]],
     plans: Mapping[str, Path] | None = None,
     sources: Mapping[str, str] | None = None,
+    full: bool = False,
     least_mapped: int = LEAST_ROWS,
 ) -> Manifest:
     """Rebuild the tables `catalog`, `runs` and `uses`; gives the catalog's manifest, for `write_manifest`.
@@ -56,7 +57,7 @@ def build_catalog(
     RUNS, whose JSON columns may be given as plain objects; of two records with one id the later start counts.
     plans: round -> mixture plan, for `uses`.
     sources: sealed table -> digest of its content, from its manifest. The longest run of rounds that an earlier
-    catalog made of equal tables is kept without reading them. Without it everything is read.
+    catalog made of equal tables is kept without reading them. Without it, and with `full`, everything is read.
     least_mapped: rows from which on a catalog has memory-mapped scalars.
     Raises StoreError if a sealed table is missing, does not fit its sister tables or is of a newer schema; the
     catalog that was there stays.
@@ -66,7 +67,7 @@ def build_catalog(
     if len(set(rounds)) != len(rounds):
         raise StoreError(f"rounds are doubled: {', '.join(rounds)}")
     made_of = {tag: _made_of(tag, sources) for tag in (SEED_ROUND, *rounds)}
-    kept = _kept(store_dir, made_of)
+    kept = [] if full else _kept(store_dir, made_of)
     parts = [(tag, _rows_of(store_dir, tag)) for tag in list(made_of)[len(kept) :]]
     records = [_parsed(record) for record in run_records]
     side = {"runs": _run_rows(records), "uses": uses_table(records, plans or {})}

@@ -104,9 +104,9 @@ def test_kept_rounds_give_what_a_full_rebuild_gives(tiny, tmp_path_factory, step
     for rounds, changed, mapped in steps:
         digests = sources(tiny.root, ["scores_r2"] if changed else [])
         least = 1 if mapped else 1000
-        manifests = [build_catalog(stores[0], rounds, tiny.runs, None, digests, least)]
+        manifests = [build_catalog(stores[0], rounds, tiny.runs, None, digests, least_mapped=least)]
         shutil.rmtree(stores[1] / "catalog.lance")
-        manifests.append(build_catalog(stores[1], rounds, tiny.runs, None, digests, least))
+        manifests.append(build_catalog(stores[1], rounds, tiny.runs, None, digests, least_mapped=least))
         assert manifests[0] == manifests[1]
         assert state(stores[0]) == state(stores[1])
         versions = {one["version"] for one in open_table(stores[0], "catalog").versions()}
@@ -123,6 +123,8 @@ def test_unchanged_rounds_are_not_read_again(tiny_copy):
     assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
     assert first < data_files(store)
     assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
+    with pytest.raises(StoreError, match="no table 'seed'"):
+        build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root), full=True)
     for changed, table in (("scores_r1", "clips_r1"), ("seed", "seed")):
         with pytest.raises(StoreError, match=f"no table '{table}'"):
             build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root, [changed]))
