@@ -9,8 +9,6 @@ Notable:
 - Every answer comes from `Store`, and nothing is written.
 """
 
-import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,33 +20,21 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
+from flows.page_clip import DRIFT, PARTS, plain, play, show_clip
 from store import Store
 from store.errors import StoreError, printable
-from store.filters import REVERSAL_CLASSES, drift_parts, round_number
+from store.filters import REVERSAL_CLASSES, round_number
 from store.query import equals, plain_rows
-from store.schema import CATALOG
 from store.tree import render_tree
 
 Filters = tuple[tuple[str, Any], ...]  # of Store.clips, as what a cache can name
 
 PER_PAGE = 12
-PARTS = tuple(drift_parts(CATALOG))
 SORTS = {"worst drift": "-drift", "least drift": "drift", "lowest id": "clip_id"}
-PLAYABLE_PROFILES = (66, 77, 88, 100)  # of H.264, 4:2:0: baseline, main, extended, high
 GRID_COLUMNS, GRID_COLUMNS_BESIDE = 6, 2  # the second while a clip is open
 CARD = ("clip_id", "kind", "round", "prompt", "drift", "drift_part", "table", "width", "height")
 BINS = 24
 
-DRIFT = (
-    "How far a rollout moved away from its own real first frames, in units of how much real videos vary: about 1 is "
-    "what real clips do by themselves. The rms of four signed parts; a part below 0 means it got less."
-)
-UNITS = {
-    "saturation": "colourfulness, 0 to 1",
-    "contrast": "spread of brightness, 0 to 1",
-    "sharpness": "log of fine detail",
-    "motion": "change between frames",
-}
 STYLE = """<style>
 .stMainBlockContainer {padding: 4rem 2.5rem 2rem; max-width: 1700px}
 [data-testid="stSidebarHeader"] {height: 2.2rem; min-height: 0; padding: 0}
@@ -70,9 +56,11 @@ video {background: #8882; border-radius: 6px; width: 100%}
 PLAY = """<script>
 if (!window.baggerPlays) {
   window.baggerPlays = true;
+  const play = video => { video.muted = true; video.play().catch(() => {}); };
+  document.querySelectorAll("video").forEach(play);
   new MutationObserver(changes => changes.forEach(change => change.addedNodes.forEach(node => {
-    const found = node.matches?.("video") ? [node] : node.querySelectorAll?.("video") ?? [];
-    found.forEach(video => { video.muted = true; video.play().catch(() => {}); });
+    if (node.matches?.("video")) play(node);
+    node.querySelectorAll?.("video").forEach(play);
   }))).observe(document.body, {childList: true, subtree: true});
 }
 </script>"""
@@ -181,17 +169,6 @@ def _score(store: Store, rollout_id: str | None) -> dict[str, Any] | None:
     return None
 
 
-def unplayable(video: bytes) -> str | None:
-    """Why a browser may show nothing: not an mp4 with H.264, or one with undivided colour (a side of odd length)."""
-    place = video.find(b"avcC")
-    if place < 0 or len(video) < place + 6:
-        return "no H.264 video: a browser cannot play it"
-    profile = video[place + 5]
-    if profile in PLAYABLE_PROFILES:
-        return None
-    return f"H.264 profile {profile}, not 4:2:0 (a side is odd?): many browsers do not play it; `bagger export` it"
-
-
 # --------------------------------------------------------------------------------------------------------- what is seen
 
 
@@ -282,7 +259,7 @@ def summary(facts: dict[str, Any]) -> None:
     """How many clips there are, and how far the rollouts of each round drifted."""
     left, right = st.columns([5, 6], gap="large")
     with left:
-        counts = " · ".join(f"{count:,} {_plain(kind)}" for kind, count in facts["kinds"].items())
+        counts = " · ".join(f"{count:,} {plain(kind)}" for kind, count in facts["kinds"].items())
         st.subheader(f"{counts} clips", anchor=False)
         st.caption(
             "A **corrective clip** is a model's own rollout played backwards: it starts at frames that went wrong and "
@@ -292,7 +269,7 @@ def summary(facts: dict[str, Any]) -> None:
         lines = ["| round | clips | median drift | 95 % below |", "|:--|--:|--:|--:|"]
         for name, count in facts["clips"].items():
             middle, high = (f"{one:.2f}" for one in facts["quantiles"][name]) if name in facts["quantiles"] else "--"
-            lines.append(f"| {_plain(name)}{' (seed clips)' if name == 'r0' else ''} | {count:,} | {middle} | {high} |")
+            lines.append(f"| {plain(name)}{' (seed clips)' if name == 'r0' else ''} | {count:,} | {middle} | {high} |")
         st.markdown("\n".join(lines))
     with right:
         if facts["bins"]:
@@ -307,6 +284,22 @@ def summary(facts: dict[str, Any]) -> None:
                 .properties(height=290, title=alt.Title("Drift of the rollouts of each round", fontSize=13))
             )
             st.altair_chart(chart)
+
+
+def open_clip(uri: str, version: str, clip_id: str) -> None:
+    """All about a clip, and how to close it."""
+    bar = st.container(horizontal=True, vertical_alignment="center")
+    with bar:
+        st.code(printable(clip_id), language=None, width="content")
+        st.space("stretch")
+        st.button("close", icon=":material/close:", key="close", on_click=choose, args=(None,))
+    try:
+        found = details(uri, version, clip_id)
+    except StoreError as error:
+        st.error("This clip cannot be shown.")
+        st.code(printable(str(error)), language=None, wrap_lines=True)
+        return
+    show_clip(found)
 
 
 def grid(uri: str, version: str, table: pa.Table, columns: int, opened: str | None = None) -> None:
@@ -329,170 +322,25 @@ def grid(uri: str, version: str, table: pa.Table, columns: int, opened: str | No
     width, height = shown[0]["width"], shown[0]["height"]
     smooth = "pixelated" if max(width, height) <= SMALL else "auto"
     st.html(f"<style>video {{aspect-ratio: {width:d} / {height:d}; image-rendering: {smooth}}}</style>")
-    found = videos(uri, version, tuple((one["table"], one["clip_id"]) for one in shown))
+    try:
+        found = videos(uri, version, tuple((one["table"], one["clip_id"]) for one in shown))
+    except StoreError as error:
+        st.error("The catalog knows these clips, but their videos cannot be read.")
+        st.code(printable(str(error)), language=None, wrap_lines=True)
+        return
     for start in range(0, len(shown), columns):
         places = st.columns(columns, gap="small")
         for number, (place, row) in enumerate(zip(places, shown[start : start + columns], strict=False), start):
             with place, st.container(border=True, key=f"card-{number}"):
                 play(found.get(row["clip_id"], b""), f"card {number}")
                 drift = "real video" if row["drift"] is None else f"**{row['drift']:.2f}** {row['drift_part'] or ''}"
-                experiment = f"{_plain(row['experiment'])} · " if "experiment" in row else ""
-                st.caption(f"{experiment}{_plain(row['round'])} · {_plain(drift, '*')}")
+                experiment = f"{plain(row['experiment'])} · " if "experiment" in row else ""
+                st.caption(f"{experiment}{plain(row['round'])} · {plain(drift, '*')}")
                 st.text(printable(row["prompt"]))
                 st.button(
                     "open", key=f"open-{number}", on_click=choose, args=(row["clip_id"],), width="stretch",
                     type="primary" if row["clip_id"] == opened else "secondary",
                 )  # fmt: skip
-
-
-def open_clip(uri: str, version: str, clip_id: str) -> None:
-    """A clip beside its rollout and its seed clip, and all that is known about it."""
-    bar = st.container(horizontal=True, vertical_alignment="center")
-    with bar:
-        st.code(printable(clip_id), language=None, width="content")
-        st.space("stretch")
-        st.button("close", icon=":material/close:", key="close", on_click=choose, args=(None,))
-    try:
-        found = details(uri, version, clip_id)
-    except StoreError as error:
-        st.error("This clip cannot be shown.")
-        st.code(printable(str(error)), language=None, wrap_lines=True)
-        return
-    facts, parts, score = found["facts"], found["videos"], found["score"]
-    titles = {
-        "clip": ("Corrective clip", "what the model trains on: drifted → real"),
-        "rollout": ("Rollout", "as the model generated it: real → drifted"),
-        "seed": ("Seed clip", "the real video it set out from"),
-    }
-    for place, (name, row) in zip(st.columns(3), parts.items(), strict=False):
-        with place, st.container(gap="xsmall", key=f"video-{name}"):
-            st.markdown(f"**{titles[name][0]}**")
-            play(row["video"], titles[name][0])
-            st.caption(titles[name][1])
-            st.text(printable(row["prompt"]))
-    clip = next(iter(parts.values()))
-    length = f"{clip['num_frames']} frames, {clip['num_frames'] / clip['fps']:.3g} s at {clip['fps']:.3g} fps"
-    st.caption(f"{_plain(facts['round'])} · {length}, {clip['width']} x {clip['height']} pixels, in a loop")
-    tabs = dict(zip(("Drift", "Lineage", "Rewrite", "Training", "All facts"), st.tabs(
-        ["Drift", "Lineage", "Rewrite", "Training", "All facts"]), strict=True))  # fmt: skip
-    with tabs["Drift"]:
-        drift_tab(facts, score, parts.get("rollout"))
-    with tabs["Lineage"]:
-        st.caption("What it was made of, back to the source file and the first model.")
-        st.code(found["tree"], language=None)
-    with tabs["Rewrite"]:
-        rewrite_tab(clip)
-    with tabs["Training"]:
-        training_tab(found["uses"])
-    with tabs["All facts"]:
-        st.code(json.dumps(facts, indent=1, ensure_ascii=False), language=None)
-
-
-def drift_tab(facts: dict[str, Any], score: dict[str, Any] | None, rollout: dict[str, Any] | None) -> None:
-    """Drift, its parts as bars, and the curve of every part."""
-    if score is None:
-        st.info("Drift is measured on rollouts; this is a real video." if facts["kind"] == "seed" else "Not scored.")
-        return
-    values = [{"part": one, "drift": score[f"drift_{one}"]} for one in PARTS]
-    left, right = st.columns([2, 5])
-    with left:
-        st.metric("Drift", f"{score['drift']:.2f}", help=DRIFT, border=True)
-        gate = printable(score["gate"])
-        st.text(f"gate: {gate or 'passed'}\nby {printable(score['scorer'])}")
-    with right:
-        bars = (
-            alt.Chart(pd.DataFrame(values))
-            .mark_bar()
-            .encode(
-                x=alt.X("drift:Q", title="part of the drift (natural variations)"),
-                y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
-                color=alt.condition(alt.datum.drift < 0, alt.value("#2f6fde"), alt.value("#e07a2f")),
-            )
-            .properties(height=165)
-        )
-        st.altair_chart(bars)
-    prefix = int(rollout["prefix_frames"]) if rollout else 0
-    st.caption(
-        f"The rollout frame by frame, in the order it was generated: {prefix} real frames up to the line, then the "
-        "model's. The corrective clip plays this from right to left."
-    )
-    curves = pd.DataFrame(
-        [
-            {"curve": f"{one}: {UNITS[one]}", "frame": n, "value": value}
-            for one in PARTS
-            for n, value in enumerate(score[one])
-        ]
-    )
-    lines = alt.Chart(curves).mark_line(color="#2f6fde").encode(
-        x=alt.X("frame:Q", title=None, axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
-    )  # fmt: skip
-    rule = alt.Chart(curves).mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(prefix - 0.5))
-    facets = alt.layer(lines, rule).properties(width=235, height=80).facet(
-        facet=alt.Facet("curve:N", sort=[f"{one}: {UNITS[one]}" for one in PARTS], title=None), columns=2
-    )  # fmt: skip
-    st.altair_chart(facets.resolve_scale(y="independent"), width="content")
-    oracle = {key.removeprefix("oracle_"): value for key, value in score.items() if key.startswith("oracle_")}
-    if any(value is not None for value in oracle.values()):
-        st.caption("The toy world's oracle, which knows what should be there:")
-        st.text(
-            " · ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in oracle.items() if value is not None)
-        )
-
-
-def rewrite_tab(clip: dict[str, Any]) -> None:
-    """How the prompt became one of the video played backwards."""
-    if "rewrite_id" not in clip:
-        st.info("A seed clip has the caption of its source.")
-        return
-    st.caption("Played backwards, a video needs another caption. This is who wrote it, and how it was checked.")
-    for label, name in (("prompt of the rollout", "source_prompt"), ("prompt of this clip", "prompt")):
-        st.caption(label)
-        st.code(printable(clip[name]), language=None, wrap_lines=True)
-    verdicts = " · ".join(f"{one['name']} {'✓' if one['pass'] else '✗'}" for one in json.loads(clip["verdicts"]))
-    told = {
-        "reversal class": clip["reversal_class"],
-        "rewriter": f"{clip['rewriter_kind']} {clip['rewriter_version']}",
-        "marker": clip["marker_style"],
-        "fallback from": clip["fallback_from"] or "-",
-        "checks": verdicts or "none",
-        "attempts": clip["attempts"],
-        "id": clip["rewrite_id"],
-    }
-    st.text("\n".join(f"{key}: {printable(str(value))}" for key, value in told.items()))
-    st.caption("what the rewriter answered, unedited")
-    st.code(printable(clip["raw_output"]), language=None, wrap_lines=True)
-
-
-def training_tab(uses: Sequence[dict[str, Any]]) -> None:
-    """Which models saw the clip, and at which steps."""
-    if not uses:
-        st.info("No training has used this clip, or the store has no table `uses` yet.")
-        return
-    st.caption("Every model that trained on this clip, and the optimiser steps that saw it.")
-    rows = [
-        {
-            "round": one["round"],
-            "model": one["model_digest"] or "not trained yet",
-            "times": len(one["steps"]),
-            "steps": ", ".join(map(str, one["steps"])),
-        }
-        for one in sorted(uses, key=lambda one: (len(one["round"]), one["round"]))
-    ]
-    st.dataframe(rows, hide_index=True, height="content")
-
-
-def play(video: bytes, what: str) -> None:
-    """A video in a loop, or why it does not play. what: says which, and differs from every other one of the page."""
-    if reason := unplayable(video):
-        st.warning(reason, icon=":material/videocam_off:")
-    if video:
-        st.video(video, loop=True, autoplay=True, muted=True, alt=what)
-
-
-def _plain(text: str, keep: str = "") -> str:
-    """A short text without what markdown or Streamlit would read as a sign."""
-    return re.sub(rf"[^\w .{re.escape(keep)}-]", " ", printable(text))
 
 
 def _page() -> int:

@@ -137,7 +137,7 @@ def served(filmed_store, tmp_path_factory):
     (home / "store").mkdir()  # a project that is a checkout has a room of that name, which is not the one to use
     (home / "store" / "__init__.py").write_text("raise ImportError('the wrong store')")
     process = start(filmed_store, home, port)
-    yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", port=port, process=process)
+    yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", port=port, process=process, home=home)
     process.kill()
     process.communicate()
 
@@ -207,6 +207,7 @@ def test_a_person_filters_opens_and_reads(page, served, filmed_store):
     page.get_by_role("tab", name="Rewrite").click()
     opened.get_by_text("checks: parses ✓").wait_for()
 
+    assert [one.name for one in served.home.iterdir()] == ["store"]
     assert {urlsplit(url).hostname for url in page.requests if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     assert state(filmed_store) == before
 
@@ -331,6 +332,15 @@ def test_clip_that_is_not_there_and_page_beyond_the_last(filmed_store):
     assert not app.exception
     assert app.error[0].value == "This clip cannot be shown."
     assert pages(app) == "**14 clips**, 13 to 14"
+
+
+def test_catalog_without_its_tables(tmp_path, rows):
+    store = build(tmp_path, rows, count=2)
+    shutil.rmtree(store / "clips_r1.lance")
+    app = run_page(store)
+    assert not app.exception
+    assert app.error[0].value == "The catalog knows these clips, but their videos cannot be read."
+    assert "dvc repro correct@r1" in app.code[-1].value
 
 
 def test_seed_clip_and_training(filmed_store):
