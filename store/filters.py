@@ -82,14 +82,14 @@ def select(store: "Store", filters: Filters, *others: Condition) -> Selection:
     # A registry has no tags; there `at` is a condition on the round.
     dataset = store.open("catalog", None if store.is_registry else filters.get("at"))
     if runs := _values(filters, "run"):
-        conditions.append(Group("OR", tuple(_of_run(store, dataset, one) for one in runs)))
+        conditions.append(Group("OR", tuple(_of_run(store, one) for one in runs)))
     conditions += _drift(filters.get("drift"))
     if parts := _values(filters, "part"):
         conditions.append(col("drift_part").is_in(_known("part of the drift", parts, drift_parts(dataset.schema))))
     if classes := _values(filters, "reversal_class"):
         conditions.append(col("reversal_class").is_in(_known("reversal class", classes, REVERSAL_CLASSES)))
     if verdicts := _values(filters, "verdict"):
-        conditions.append(_verdict(store, dataset, verdicts))
+        conditions.append(_verdict(store, verdicts))
     if experiments := _values(filters, "experiment"):
         if not store.is_registry:
             raise StoreError(
@@ -192,12 +192,12 @@ def _drift(drift: Any) -> list[Condition]:
     return [*([] if low is None else [col("drift") >= low]), *([] if high is None else [col("drift") <= high])]
 
 
-def _of_run(store: "Store", dataset: lance.LanceDataset, run_id: str) -> Condition:
+def _of_run(store: "Store", run_id: str) -> Condition:
     """Clips that a run made, whose rollouts or scores it made, or that it mixed or trained on."""
     columns = ["run_id", "stage", "round", "used", "generated"]
     found = store.read("runs", columns, equals("run_id", run_id)).to_pylist() if store.has("runs") else []
     if not found:
-        makers = _distinct(dataset, "was_generated_by")
+        makers = _distinct(store.open("catalog"), "was_generated_by")
         if run_id in makers:
             return col("was_generated_by") == run_id
         runs = store.read("runs", ["run_id"])["run_id"].to_pylist() if store.has("runs") else makers
@@ -220,9 +220,9 @@ def _ids(store: "Store", name: str, column: str, where: str) -> list[str]:
     return sorted(set(store.read(name, [column], where)[column].to_pylist()))
 
 
-def _verdict(store: "Store", dataset: lance.LanceDataset, wanted: Sequence[str]) -> Condition:
+def _verdict(store: "Store", wanted: Sequence[str]) -> Condition:
     """Rewrites that passed, or that failed one of the checks wanted; a verdict names all failed checks in one text."""
-    held = _distinct(dataset, "verdict")
+    held = _distinct(store.open("catalog"), "verdict")
     failed = {check for one in held for check in one.split(",")} - {PASSED}
     if set(wanted) - failed - {PASSED}:
         # A check that no rewrite failed is in no verdict.
