@@ -39,6 +39,7 @@ REFERENCES = {
     "scores": (("rollout_id", "rollouts"),),
     "clips": (("rollout_id", "rollouts"), ("rollout_id", "scores"), ("seed_clip_id", "seed")),
 }
+PARENT_CHECKS = ("manifest", "unreadable", "schema", "missing table")  # that explain why a parent is not there
 _OUTSIDE = ("file",)  # kinds of ids that no table holds: what was made elsewhere
 
 
@@ -228,7 +229,12 @@ class _Audit:
                 words = f"table has {seen.rows} rows with digest {seen.digest[:16]}, "
                 words += f"the manifest says {told.rows} with {told.digest[:16]}"
                 self.add(
-                    "error", "manifest", name, str(path), words, f"dvc checkout --force {self.store.uri}/{name}.lance {path}"
+                    "error",
+                    "manifest",
+                    name,
+                    str(path),
+                    words,
+                    f"dvc checkout --force {self.store.uri}/{name}.lance {path}",
                 )
 
     def same_videos(self) -> None:
@@ -259,7 +265,8 @@ class _Audit:
             with self.readable(name):
                 rows = self.store.read(name, list(dict.fromkeys([key, *(c for c in columns if c in names)])))
                 for column, target in REFERENCES.get(_base(name), ()):
-                    self._named(name, key, rows, column, self._parents(name, target), self.mend(name, make=True))
+                    parents, repair = self._parents(name, target)
+                    self._named(name, key, rows, column, parents, repair)
                 if name == "uses":
                     self._named(name, key, rows, "clip_id", self.clips(), self.mend(name))
                 for column, ids in (("model_digest", models), ("was_generated_by", runs)):
@@ -281,11 +288,13 @@ class _Audit:
         """Ids of every seed clip and corrective clip."""
         return set().union(*(ids for name, ids in self.keys.items() if _base(name) in ("seed", "clips")))
 
-    def _parents(self, name: str, base: str) -> set[str]:
+    def _parents(self, name: str, base: str) -> tuple[set[str], str]:
+        """The ids that may be named, and what mends one that is not there: the parents' repair if they have one."""
         target = base if self.registry or base == "seed" else f"{base}_{name.partition('_')[2]}"
         if target not in self.keys and target not in self.store.names():
             self.add("error", "missing table", target, "", f"not there, but {name} is", self.mend(target, make=True))
-        return self.keys.get(target, set())
+        broken = [one.repair for one in self.findings if one.table == target and one.check in PARENT_CHECKS]
+        return self.keys.get(target, set()), broken[0] if broken else self.mend(name, make=True)
 
     def _named(self, name: str, key: str, rows: pa.Table, column: str, ids: set[str], repair: str) -> None:
         values = rows[column].combine_chunks()

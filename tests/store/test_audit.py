@@ -114,6 +114,16 @@ def test_an_orphan_is_mended_by_the_stage_that_makes_it(tiny_copy):
     assert any("rollout_id rollout-r1-1 is nowhere" in one.seen for one in found)
 
 
+def test_an_orphan_of_a_damaged_parent_is_mended_with_the_parent(tiny_copy):
+    manifest = tiny_copy.root / "manifests" / "rollouts_r1.json"
+    before = manifest.read_bytes()
+    rewrite(tiny_copy, "rollouts_r1", lambda rows: rows[:1])
+    manifest.write_bytes(before)
+    found = [one for one in look(tiny_copy) if one.check == "orphan" and "rollout_id" in one.seen]
+    assert {one.table for one in found} == {"scores_r1", "clips_r1"}
+    assert {one.repair for one in found} == {f"dvc checkout --force {tiny_copy.store}/rollouts_r1.lance {manifest}"}
+
+
 def test_two_clips_of_one_video_are_a_warning(tiny_copy):
     def same(rows):
         rows[1].update({column: rows[0][column] for column in ("video", "video_sha256")})
@@ -214,6 +224,11 @@ def test_tables_may_be_chosen(tiny_copy):
     assert {one.check for one in look(tiny_copy, tables=["clips_r1"])} == {"missing"}
     with pytest.raises(StoreError, match="no table 'clips_r7'"):
         look(tiny_copy, tables=["clips_r7"])
+
+
+def test_a_registry_in_s3_is_audited_too(tiny, s3):
+    register(Store(tiny.store), "s3://team/audited", "one")
+    assert audit(Store("s3://team/audited"), decode=False) == []
 
 
 def test_a_registry_is_audited_too(tiny_copy):
