@@ -7,7 +7,7 @@ Notable:
   order of drift: a range of drift is one slice of each round, and the worst clips are each round's first.
 - Floats compare as in Postgres: NaN is greater than every number and equal to itself in order, -0.0 equals 0.0;
   unknown values match no comparison and come last in every order.
-- Text and nearness are exact, by a scan: no index that would have to be rebuilt, trusted or explained
+- Text and nearness are exact, without an index that would have to be rebuilt, trusted or explained
   (docs/benchmarks.md has what that costs).
 """
 
@@ -63,10 +63,10 @@ def scan(
         wanted = None if where is None else predicate.parse(where, schema)
         where = predicate.render(wanted) if wanted else where
         needed = {*columns, *(name for name, _ in order)}
-        if mapped and not near and not words and needed <= set(mapped.table.column_names):
+        if mapped and not near and needed <= set(mapped.table.column_names) and (not words or _few_prompts(mapped)):
             if where is None or (wanted and predicate.columns(wanted) is not None):
-                return _from_mapped(mapped, columns, wanted, list(order), limit)
-            places = _places(dataset, mapped, where)
+                return _from_mapped(mapped, columns, wanted, list(order), limit, words or [])
+            places = _with_words(mapped, _places(dataset, mapped, where), words or [])
             return _laid_out(mapped, columns, places, list(order), limit)
         return _from_lance(dataset, columns, where, list(order), limit, words or [], near)
     except LANCE_ERRORS as error:
@@ -122,7 +122,7 @@ def _conjunction(where: str | None, words: Sequence[str]) -> str | None:
     return " AND ".join(parts) or None
 
 
-def _has_word(prompts: pa.ChunkedArray, word: str) -> pa.ChunkedArray:
+def _has_word(prompts: pa.Array | pa.ChunkedArray, word: str) -> pa.Array | pa.ChunkedArray:
     return pc.match_substring_regex(prompts, rf"(^|[^\p{{L}}\p{{N}}]){word}($|[^\p{{L}}\p{{N}}])", ignore_case=True)
 
 
@@ -196,13 +196,32 @@ def _from_mapped(
     wanted: predicate.Predicate | None,
     order: _Order,
     limit: int | None,
+    words: Sequence[str],
 ) -> pa.Table:
     ranges = mapped.ranges(*_bounds(wanted))
-    if order and limit and order[0][0] == SORTED_BY:
+    if order and limit and order[0][0] == SORTED_BY and not words:
         first = _first(mapped, wanted, ranges, order, limit)
         if first is not None:
             return mapped.rows(first, columns)
-    return _laid_out(mapped, columns, _matching(mapped, wanted, ranges), order, limit)
+    places = _with_words(mapped, _matching(mapped, wanted, ranges), words)
+    return _laid_out(mapped, columns, places, order, limit)
+
+
+def _few_prompts(mapped: Mapped) -> bool:
+    """Whether prompts recur so much that looking at each one once is cheap; Lance's sieve is quicker otherwise."""
+    return pa.types.is_dictionary(mapped.table[TEXT_COLUMN].type)
+
+
+def _with_words(mapped: Mapped, places: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """Those of the places whose prompts, which are few, have all the words."""
+    if not words or not len(places):
+        return places
+    prompts = mapped.table[TEXT_COLUMN].chunk(0)
+    have = np.ones(len(prompts.dictionary), bool)
+    for word in words:
+        have &= pc.fill_null(_has_word(prompts.dictionary, word), False).to_numpy(zero_copy_only=False)
+    codes = prompts.indices.take(pa.array(places))
+    return places[pc.fill_null(pa.array(have).take(codes), False).to_numpy(zero_copy_only=False)]
 
 
 def _laid_out(mapped: Mapped, columns: list[str], places: np.ndarray, order: _Order, limit: int | None) -> pa.Table:

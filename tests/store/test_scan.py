@@ -44,13 +44,14 @@ def sign_of(value):
 
 def make_rows():
     rng = np.random.default_rng(0)
+    prompts = [None, *(" ".join(rng.choice(WORDS, 3)) for _ in range(24))]
     rows = []
     for name in ("r0", "r1", "r2"):
         part = [
             {
                 "clip_id": f"clip-{name}-{n:02d}",
                 "round": name if n % 7 else None,
-                "prompt": " ".join(rng.choice(WORDS, 3)),
+                "prompt": prompts[rng.integers(len(prompts))],
                 "drift": ODD[rng.integers(len(ODD))] if n % 2 else float(np.float32(rng.normal())),
                 "part": ODD[rng.integers(len(ODD))],
                 "fps": (None, 8.0, 0.1, math.nan)[rng.integers(4)],
@@ -82,6 +83,7 @@ def made(request, tmp_path_factory):
     if "mapped" in request.param:
         write_mapped(dataset, 1)
         assert open_mapped(dataset).sorted == ("no order" not in request.param)
+        assert pa.types.is_dictionary(open_mapped(dataset).table["prompt"].type)
     assert (open_mapped(dataset) is not None) == (request.param != "lance alone")
     return dataset, rows
 
@@ -205,7 +207,9 @@ def as_stored(value, name):
 
 
 def has_words(prompt, words):
-    return all(re.search(rf"(?<![^\W_]){word}(?![^\W_])", prompt, re.IGNORECASE) for word in words)
+    return prompt is not None and all(
+        re.search(rf"(?<![^\W_]){word}(?![^\W_])", prompt, re.IGNORECASE) for word in words
+    )
 
 
 @pytest.mark.parametrize("text", ["red", "RED  disc!", "naïve", "NAÏVE a", "x", "r", "red; a", "ed"])
@@ -339,4 +343,5 @@ def test_a_number_is_rounded_to_the_column_under_not_as_well(made):
         )
         assert equal
         assert not equal & other
-        assert equal | other == known
+        if not like:
+            assert equal | other == known
