@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from flows.console import CommandError, drafted, json_pieces
-from flows.progress import progress_bar
 from store.query import plain_rows
 
 if TYPE_CHECKING:
@@ -98,6 +97,8 @@ def write_clips(store: "Store", found: pa.Table, columns: Sequence[str], out: Pa
 
 def _write_parquet(store: "Store", found: pa.Table, columns: Sequence[str], draft: Path, with_video: bool) -> None:
     import pyarrow.parquet as pq
+
+    from flows.progress import progress_bar
 
     chosen = found.select(columns)
     if not with_video:
@@ -189,6 +190,7 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def _frames(store: "Store", wanted: Iterable[tuple[str, str]]) -> "dict[str, np.ndarray]":
+    from flows.progress import progress_bar
     from store.video import decode_video
 
     bytes_of = videos(store, wanted)
