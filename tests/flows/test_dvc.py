@@ -27,7 +27,7 @@ COMMANDS = {
     *(f"flows/{name}.py" for name in ("cli", "cli_browse", "cli_clips", "cli_diff", "cli_health", "cli_lineage")),
     *(
         f"flows/{name}.py"
-        for name in ("cli_registry", "clip_files", "console", "garbage", "page", "repro", "revisions")
+        for name in ("cli_registry", "clip_files", "console", "garbage", "page", "page_clip", "repro", "revisions")
     ),
     *(f"flows/{name}.py" for name in ("schedule", "unfinished", "video")),
 }
