@@ -50,7 +50,7 @@ _PRIMARY_KEY = b"lance-schema:unenforced-primary-key"
 FRAGMENTS = 32  # of a table without blobs; more are made one, since every query opens each of them
 _FRAGMENT_ROWS = 2**16  # a fragment of so many rows (70 MB of the catalog) is left as it is
 _TAKE_ROWS = 16
-_CONFLICT = re.compile("conflict|concurrent|preempted|retry", re.IGNORECASE)
+_CONFLICT = re.compile("commit conflict|concurrent|preempted", re.IGNORECASE)
 
 
 def _text(name: str, doc: str, null: bool = False) -> pa.Field:

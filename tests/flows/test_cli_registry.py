@@ -110,14 +110,18 @@ def test_refusals_are_one_line_that_says_what_to_do(bagger, project, tmp_path, t
     assert unknown.err == "error: no round 'r9' in the catalog; it holds r0, r1, r2\n"
 
 
-@pytest.mark.parametrize("traceback", [[], ["--traceback"]])
-def test_nothing_secret_is_ever_printed(s3, project, tmp_path, traceback):
-    """Whatever goes wrong, also in a process of its own, where Lance may write to standard error by itself."""
+def test_nothing_secret_is_ever_printed(s3, project, tmp_path, bagger):
+    """Whatever goes wrong, also with --traceback and in a process of its own, where Lance may write by itself."""
+    plain = bagger("clips", "--store", "s3://nobody/registry")
+    assert plain.err == (
+        f"error: the S3 server {s3.endpoint} has no bucket 'nobody'; make it, or correct the address; "
+        "AWS_ENDPOINT_URL names the server\n"
+    )
 
     def told(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
         code = "from flows.cli import main; main()"
         return subprocess.run(
-            [sys.executable, "-c", code, *traceback, *map(str, arguments)],
+            [sys.executable, "-c", code, "--traceback", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), "RUST_LOG": "warn", **environment},
             capture_output=True,
@@ -139,9 +143,7 @@ def test_nothing_secret_is_ever_printed(s3, project, tmp_path, traceback):
         assert words in last
         for secret in (SECRET, KEY, "hidden", "Signature", "Credential="):
             assert secret not in case.stdout + case.stderr
-        assert ("Traceback" in case.stderr) == bool(traceback)
-        if not traceback:
-            assert case.stderr.count("\n") == 1
+        assert "Traceback" in case.stderr
 
 
 def test_a_registration_that_was_stopped_is_listed_as_unfinished(bagger, project, tmp_path):

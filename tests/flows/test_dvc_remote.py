@@ -79,8 +79,12 @@ def test_push_then_pull_into_an_empty_clone_brings_every_table_back(project, s3,
     assert dvc(clone, "status", "--cloud").strip() == "Cache and remote 'team' are in sync."
 
 
-def test_one_table_of_one_round_can_be_pulled_alone(project, tmp_path):
-    dvc(project, "push", "-q")
+def test_one_table_can_be_pulled_alone_and_no_file_holds_the_credentials(project, tmp_path):
+    """What is committed names the server and the bucket alone; the keys come from the environment."""
+    dvc(project, "push", "-q", "data/store/catalog.lance.dvc")
+    texts = [path.read_text(errors="replace") for path in (project / ".dvc").rglob("*") if path.is_file()]
+    assert any("endpointurl" in one for one in texts)
+    assert not any(SECRET in one or KEY in one for one in texts)
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(project), str(clone))
     dvc(clone, "pull", "-q", "data/store/catalog.lance.dvc")
@@ -94,10 +98,3 @@ def audited(root: Path) -> list[dict]:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=100)
     assert done.stdout, done.stderr
     return json.loads(done.stdout.replace(str(root), "ROOT"))
-
-
-def test_the_credentials_stand_in_no_file_of_the_project(project):
-    """They come from the environment: what is committed names the server and the bucket alone."""
-    texts = [path.read_text(errors="replace") for path in (project / ".dvc").rglob("*") if path.is_file()]
-    assert any("endpointurl" in one for one in texts)
-    assert not any(SECRET in one or KEY in one for one in texts)

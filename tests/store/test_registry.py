@@ -392,11 +392,11 @@ def written(uri: str, request: pytest.FixtureRequest) -> int:
 
 
 def test_killed_at_random_points_it_opens_and_the_rerun_ends_as_if_never_interrupted(place, tiny, request):
-    """12 points in a folder, 4 on the server: at a number of files drawn evenly from all there will be."""
+    """10 points in a folder, 3 on the server: at a number of files drawn evenly from all there will be."""
     whole, draw, seen = f"{place}/whole", random.Random(4), []
     register(Store(tiny.store), whole, "reach", batch_bytes=1)
     expected, files = content(whole), written(whole, request)
-    points = 4 if place.startswith("s3") else 12
+    points = 3 if place.startswith("s3") else 10
     for point in range(2 * points):
         uri = f"{place}/{point}"
         child = start(REGISTER, tiny.store, uri, "reach", 1)
