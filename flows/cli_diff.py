@@ -120,6 +120,10 @@ def _state(store: Store, uri: str, name: str) -> _State:
         return _State(store, at, experiment, printable(name))
     if name == NOW:
         return _State(store, None, None, "now")
+    if not name:
+        raise CommandError(
+            "a name is empty; allowed: a tag (r1), a git revision, REV:r1, or . for the store as it is"
+        )
     match = _TAG.fullmatch(name)
     rev, at = (match["rev"], match["tag"]) if match else (name, None)
     if rev in ("", NOW):

@@ -45,8 +45,8 @@ def main(params: Params) -> None:
                 "evaluation is measured in the unit of short clips")  # fmt: skip
         long = drift.natural_variation(long_curves, prefix) if len(long_curves) >= FEWEST_LONG else clip
         write_json(paths.NATURAL, {"clip": clip, "evaluation": long})
-        stage.outputs = {"natural": digest(read_natural("clip")), "natural_evaluation": digest(read_natural("evaluation")),
-                         "clips": len(curves), "long_clips": len(long_curves)}  # fmt: skip
+        units = {"natural": digest(read_natural("clip")), "natural_evaluation": digest(read_natural("evaluation"))}
+        stage.outputs = units | {"clips": len(curves), "long_clips": len(long_curves)}
 
 
 def lengths(params: Params) -> tuple[int, int, int]:

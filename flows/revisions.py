@@ -208,7 +208,9 @@ def _project(store: Path) -> tuple[Path, Path]:
     if root is None:
         raise RevisionError(f"{store} lies in no DVC project (no folder above it has .dvc), so it has no revisions")
     if _git(root, "rev-parse", "--git-dir") is None:
-        raise RevisionError(f"{root} is not in a git repository, so its data has no revisions")
+        raise RevisionError(
+            f"{root} is not in a git repository that git reads, so its data has no revisions; `git status` tells why"
+        )
     return root.resolve(), store.relative_to(root)
 
 

@@ -7,9 +7,11 @@
     store.lineage("clip-0123456789abcdef")
 
 Notable: a project's folder holds one table for each round (`clips_r1`), a registry one of each kind (`clips`) with the
-rounds of many experiments; questions are the same. Opened tables are kept: a Store answers from the state it first saw.
+rounds of many experiments; questions are the same. Opened tables are kept: of a registry a Store sees the state in
+which it first asked for a table, of a folder always the tables that are there now.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ import lance
 import pyarrow as pa
 
 from store import descendants, diff, lineage, query, stats
+from store.dataset import dataset_uri
 from store.errors import StoreError
 from store.remote import NoTable, is_remote
 from store.schema import REGISTRY_CATALOG, table_schema
@@ -44,7 +47,7 @@ class Store:
     ):
         self.uri = str(uri)
         self._fetch, self._listed = fetch, listed
-        self._opened: dict[tuple[str, str | int | None], lance.LanceDataset] = {}
+        self._opened: dict[tuple[str, str | int | None], tuple[int | None, lance.LanceDataset]] = {}
         self._absent: set[str] = set()
 
     def __repr__(self) -> str:
@@ -85,11 +88,21 @@ class Store:
 
     def open(self, name: str, version: str | int | None = None) -> lance.LanceDataset:
         """A table's Lance dataset, its newest version or the one asked for. Raises StoreError if it is not there."""
-        if (name, version) not in self._opened:
+        kept = self._opened.get((name, version))
+        if kept is None or kept[0] != self._folder(name):
             if self._fetch:
                 self._fetch(name)
-            self._opened[name, version] = open_table(self.uri, name, version)
-        return self._opened[name, version]
+            kept = self._opened[name, version] = self._folder(name), open_table(self.uri, name, version)
+        return kept[1]
+
+    def _folder(self, name: str) -> int | None:
+        """Which folder a local table is: a table that was made anew is another one in the same place."""
+        if is_remote(self.uri):
+            return None
+        try:
+            return os.stat(dataset_uri(self.uri, name)).st_ino
+        except OSError:
+            return None
 
     def read(
         self,

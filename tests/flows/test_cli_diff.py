@@ -184,3 +184,10 @@ def test_a_terminal_of_few_letters_gets_plain_bars(tiny):
         assert len(bars) == 2
         assert set("".join(bars)) <= set(letters)
         assert letters[7] in bars[0]
+
+
+def test_an_empty_name_is_no_revision(bagger, tiny):
+    """A shell's unset variable must not mean "now", which never differs from now."""
+    told = bagger("diff", "", "--store", tiny.store, "--exit-code")
+    assert told.status == 1
+    assert "a name is empty" in told.err
