@@ -147,11 +147,11 @@ def columns_of(schema: pa.Schema) -> list[tuple[str, str, bool]]:
     return [(field.name, str(field.type), field.nullable) for field in schema]
 
 
-def check_version(version: int, path: Path | str) -> None:
-    """Raises StoreError for what a newer schema version wrote."""
-    if version > SCHEMA_VERSION:
+def check_version(version: int, path: Path | str, newest: int = SCHEMA_VERSION) -> None:
+    """Raises StoreError for what a newer schema version than `newest` wrote."""
+    if version > newest:
         raise StoreError(
-            f"{path} was written by a newer bagger (store schema {version}, this one reads up to {SCHEMA_VERSION}); "
+            f"{path} was written by a newer bagger (store schema {version}, this one reads up to {newest}); "
             "update bagger to read it. Nothing was changed."
         )
 

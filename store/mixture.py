@@ -138,7 +138,7 @@ def read_plan(path: Path) -> tuple[pa.Table, str]:
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"plan {path} cannot be read: {error}") from error
     metadata = table.schema.metadata or {}
-    check_version(int(metadata.get(VERSION_KEY, b"0")), path)
+    check_version(int(metadata.get(VERSION_KEY, b"0")), path, PLAN_VERSION)
     if table.schema.names != PLAN.names or metadata.get(_DIGEST_KEY, b"").decode() != plan_digest(table):
         raise StoreError(f"plan {path} is not what `mix` wrote: its digest differs; run `dvc repro mix@{path.stem}`")
     return table, plan_digest(table)
