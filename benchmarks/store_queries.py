@@ -6,7 +6,7 @@ A million synthetic catalog rows and 50,000 clips with blobs of 2 to 8 kB (bench
 benchmarks/store_peers.py. Each question is answered as an Arrow table of the same 34 columns (all but the embeddings);
 ids are compared before anything is timed. Warm: one process, everything open, `--repeats` runs in an order drawn anew
 in every round of runs. Cold: a process of its own, from its start to the answer, imports and opening included; the
-page cache is warm, unless --drop-caches (root) empties it before every run. About ten minutes on two idle cores.
+page cache is warm, unless --drop-caches (root) empties it before every run. `--peers` leaves some out: `datasets, filter` and SQLite take most of the time.
 """
 
 import argparse
@@ -61,16 +61,18 @@ def ask(peer: Peer, question: Question) -> pa.Table:
 
 def check(answers: dict[str, pa.Table], question: str) -> int:
     """Rows of the answer; RuntimeError unless every peer gives the same ids, columns and, of clips, bytes."""
-    sets = {}
+    names = ["clip_id", "video"] if "blobs" in question else ["clip_id", "drift", "was_derived_from"]
+    schema = store_rows.CLIPS if "blobs" in question else store_rows.CATALOG
+    same: dict[str, pa.Table] = {}
     for peer, table in answers.items():
-        columns = ["clip_id", "video"] if "blobs" in question else ["clip_id", "drift", "was_derived_from"]
         if table.num_columns != (2 if "blobs" in question else len(store_peers.COLUMNS)):
             raise RuntimeError(f"{peer}, {question}: {table.num_columns} columns")
-        sets[peer] = table.select(columns).sort_by("clip_id").to_pydict()
-    first = next(iter(sets))
-    if different := [peer for peer in sets if sets[peer] != sets[first]]:
+        columns = [table[name].cast(schema.field(name).type) for name in names]
+        same[peer] = pa.table(columns, names=names).sort_by("clip_id")
+    first = next(iter(same))
+    if different := [peer for peer in same if not same[peer].equals(same[first])]:
         raise RuntimeError(f"{question}: {', '.join(different)} differ from {first}")
-    return len(sets[first]["clip_id"])
+    return len(same[first])
 
 
 def warm(peers: dict[str, Peer], asked: dict[str, Question], repeats: int) -> dict[tuple[str, str], list[float]]:
