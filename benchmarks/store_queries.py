@@ -6,7 +6,8 @@ A million synthetic catalog rows and 50,000 clips with blobs of 2 to 8 kB (bench
 benchmarks/store_peers.py. Each question is answered as an Arrow table of the same 34 columns (all but the embeddings);
 ids are compared before anything is timed. Warm: one process, everything open, `--repeats` runs in an order drawn anew
 in every round of runs. Cold: a process of its own, from its start to the answer, imports and opening included; the
-page cache is warm, unless --drop-caches (root) empties it before every run. `--peers` leaves some out: `datasets, filter` and SQLite take most of the time.
+page cache is warm, unless --drop-caches (root) empties it before every run. `--peers` leaves some out; `datasets,
+filter` and SQLite take most of the time.
 """
 
 import argparse
