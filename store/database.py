@@ -28,7 +28,6 @@ from store.schema import REGISTRY_CATALOG, table_schema
 from store.table import open_table, read_table, table_names
 
 REGISTRY_TABLES = ("seed", "rollouts", "scores", "clips", "catalog", "runs", "uses")
-REGISTRATIONS = "registrations"  # what was registered when: the registry's own, see store/registry.py
 
 
 class Store:
@@ -66,7 +65,7 @@ class Store:
             return sorted(self._listed())
         if is_remote(self.uri):
             return sorted(name for name in REGISTRY_TABLES if self.has(name))
-        return [name for name in table_names(Path(self.uri)) if name != REGISTRATIONS]
+        return [name for name in table_names(Path(self.uri)) if name != "registrations"]
 
     def tables(self, base: str) -> list[str]:
         """The tables of a kind: `rollouts` -> rollouts_r1, rollouts_r2 … in order of rounds, or a registry's one."""

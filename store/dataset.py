@@ -27,7 +27,9 @@ _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 
 def dataset_uri(store: str | Path, name: str) -> str:
-    """Where the table `name` of a store lies."""
+    """Where the table `name` of a store lies. Raises StoreError for an address that cannot be meant."""
+    if is_remote(store):
+        check_remote(store)
     return f"{str(store).rstrip('/')}/{name}.lance" if is_remote(store) else str(Path(store) / f"{name}.lance")
 
 

@@ -1,6 +1,8 @@
 """The tables as a page to read: `python -m store.describe` prints the part of docs/store.md that lists every column."""
 
-from store.schema import table_schema
+import pyarrow as pa
+
+from store.schema import REGISTRATIONS, REGISTRY_CATALOG, table_schema
 
 TABLES = {
     "seed": "One row is a seed clip, a real video. Written by stage `seed`.",
@@ -12,14 +14,22 @@ TABLES = {
     "uses": "One row is a clip in a mixture plan, and so in a training. By stage `catalog`, from the plans.",
 }
 
+REGISTRY = """### In a registry
+
+`catalog` has two columns more, and its key is `entry_id`; `scores` is keyed by `rollout_id` and `was_generated_by`;
+`use_id` ends with the model. Table `registrations` has a row for each round of each experiment.
+
+"""
+
 
 def describe() -> str:
     """Every table's columns as markdown: name, type, whether it may be null, meaning and unit."""
-    return "\n\n".join(f"### {name}\n\n{what}\n\n{_columns(name)}" for name, what in TABLES.items())
+    tables = [f"### {name}\n\n{what}\n\n{_columns(*table_schema(name))}" for name, what in TABLES.items()]
+    more = _columns(pa.schema([REGISTRY_CATALOG.field(name) for name in ("entry_id", "experiment")]), "entry_id")
+    return "\n\n".join([*tables, REGISTRY + more, _columns(REGISTRATIONS, "registration_id")])
 
 
-def _columns(name: str) -> str:
-    schema, key = table_schema(name)
+def _columns(schema: pa.Schema, key: str) -> str:
     lines = ["| column | type | null | meaning |", "|---|---|---|---|"]
     for field in schema:
         doc = field.metadata[b"doc"].decode().replace("|", "\\|")

@@ -10,8 +10,8 @@ Notable:
   unenforced primary key and merges use no index (with neither, Lance doubles rows silently), and a table is created by
   a commit that fails where there is one already (two plain creations at once lose the rows of the first).
 - Ids say what a row was made of, so a row that is there is not written again. Where one id can mean two facts the key
-  tells them apart: a score by its run, a training use by its model. The drift that an experiment measured also
-  stands in its own catalog entries.
+  tells them apart: a score by its run, a training use by its model. Of what no id holds (a licence, a score by changed
+  code) the later registration counts; the drift that an experiment measured also stands in its own catalog entries.
 - Tables with blobs are never compacted, which would copy every video; catalog and registrations are.
 - Table `registrations` records what was registered when, of which commit, and keeps two registrations of one name
   from mixing: the first claims the round.
@@ -38,39 +38,19 @@ from store.errors import StoreError, few, nearest
 from store.manifest import Tally, columns_of
 from store.query import equals
 from store.remote import NoTable, check_remote, is_remote, storage_options
-from store.schema import CLIPS, REGISTRY_CATALOG, ROLLOUTS, RUNS, SCHEMA_VERSION, SCORES, SEED, USES, VERSION_KEY
+from store.schema import CLIPS, REGISTRATIONS, REGISTRY_CATALOG, ROLLOUTS, RUNS, SCORES, SEED, USES
 from store.table import row_offsets
 
 if TYPE_CHECKING:
     from store.database import Store
 
 BATCH_BYTES = 64 * 2**20  # of one commit to a table with blobs: what a writer holds in memory
-EXPERIMENT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+EXPERIMENT = re.compile(r"(?!\.+$)[A-Za-z0-9._-]{1,64}")
 _PRIMARY_KEY = b"lance-schema:unenforced-primary-key"
 FRAGMENTS = 32  # of a table without blobs; more are made one, since every query opens each of them
 _FRAGMENT_ROWS = 2**16  # a fragment of so many rows (70 MB of the catalog) is left as it is
 _TAKE_ROWS = 16
 _CONFLICT = re.compile("commit conflict|concurrent|preempted", re.IGNORECASE)
-
-
-def _text(name: str, doc: str, null: bool = False) -> pa.Field:
-    return pa.field(name, pa.string(), nullable=null, metadata={b"doc": doc.encode()})
-
-
-REGISTRATIONS = pa.schema(
-    [
-        _text("registration_id", "<experiment>/<round>"),
-        _text("experiment", "name that the round was registered under"),
-        _text("round", "r0 for seed clips"),
-        pa.field("clips", pa.int32(), nullable=False, metadata={b"doc": b"entries of the round in the catalog"}),
-        _text("digest", "of the round's catalog entries, order-independent"),
-        _text("registered_at", "ISO 8601"),
-        _text("git_commit", "commit of the project; null outside of git", null=True),
-        _text("dvc_lock", "sha256 of the project's dvc.lock; null without one", null=True),
-        _text("manifests", "JSON of the sealed tables' content digests, by table"),
-    ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
-)
 
 # Table -> schema and the columns of its key.
 TABLES: dict[str, tuple[pa.Schema, list[str]]] = {
@@ -82,6 +62,15 @@ TABLES: dict[str, tuple[pa.Schema, list[str]]] = {
     "uses": (USES, ["use_id"]),
     "registrations": (REGISTRATIONS, ["registration_id"]),
     "catalog": (REGISTRY_CATALOG, ["entry_id"]),
+}
+
+
+# What is not in a row's id and may say something else in another registration: then the later one counts.
+_COMPARED = {
+    "seed": ["video_sha256", "license", "extra"],
+    "rollouts": ["video_sha256"],
+    "scores": ["scorer", "drift", "gate"],
+    "clips": ["video_sha256", "verdicts"],
 }
 
 
@@ -126,6 +115,8 @@ def register(
         raise StoreError(f"{store.uri} is a registry itself; register from a project's own store")
     if is_remote(uri):
         check_remote(uri)
+    elif Path(uri).exists() and not Path(uri).is_dir():
+        raise StoreError(f"a registry is a folder or s3://bucket/folder; {uri} is a file")
     names = _chosen(catalog_rounds(store), rounds)
     parts = {name: _entries(store, experiment, name) for name in names}
     report = Report(experiment, clips={name: part.num_rows for name, part in parts.items()})
@@ -144,13 +135,13 @@ def register(
     total, done = sum(report.written.values()), 0
     for piece in pieces:
         for table in piece.batches(batch_bytes):
-            upsert(uri, piece.base, table)
+            upsert(uri, piece.base, table, keep=False if piece.changed else None)
             done += table.num_rows
             if progress:
                 progress(done, total)
     for name in changed:
-        _claim(uri, experiment, name, parts[name], replace, origin or {})
-        _enter(uri, experiment, name, parts[name], report.rounds[name] == "replaced")
+        claim = _claim(uri, experiment, name, parts[name], replace, origin or {})
+        _enter(uri, experiment, name, parts[name], claim)
         done += parts[name].num_rows
         if progress:
             progress(done, total)
@@ -233,8 +224,11 @@ def _round_filter(experiment: str, name: str) -> str:
 
 def _claim(
     uri: str | Path, experiment: str, name: str, entries: pa.Table, replace: bool, origin: Mapping[str, Any]
-) -> None:
-    """Record the registration before its entries are seen; the first of two with different entries has the name."""
+) -> str:
+    """Record the registration before its entries are seen; gives the digest of these.
+
+    The first of two registrations with different entries has the name; with `replace` the last.
+    """
     tally = Tally("catalog", REGISTRY_CATALOG)
     for _batch in tally.over(entries.to_batches(1024)):
         pass
@@ -258,6 +252,7 @@ def _claim(
             "registration of other clips or scores, which is under way or was stopped; --replace takes its place, "
             "--name NAME registers beside it"
         )
+    return digest
 
 
 def _claimed(uri: str | Path, experiment: str, name: str) -> dict[str, Any] | None:
@@ -269,14 +264,19 @@ def _claimed(uri: str | Path, experiment: str, name: str) -> dict[str, Any] | No
     return found[0] if found else None
 
 
-def _enter(uri: str | Path, experiment: str, name: str, entries: pa.Table, swap: bool) -> None:
-    """A round's catalog entries in one commit; with `swap` those of the round that are no longer its own go."""
-    upsert(uri, "catalog", entries, gone=_round_filter(experiment, name) if swap else None)
-    if not _same(_registered(uri, experiment, name), entries):
-        raise StoreError(
-            f"round {name} of experiment {experiment!r} changed in {uri} while it was registered: somebody else "
-            "registers it too; agree on a name, and register again with --replace"
-        )
+def _enter(uri: str | Path, experiment: str, name: str, entries: pa.Table, claim: str) -> None:
+    """A round's catalog entries in one commit, in which all others of it go: it is one registration's, whole."""
+    lost = StoreError(
+        f"round {name} of experiment {experiment!r} changed in {uri} while it was registered: somebody else registers "
+        "it too; agree on a name, and register again with --replace"
+    )
+    if (_claimed(uri, experiment, name) or {}).get("digest") != claim:
+        raise lost
+    upsert(uri, "catalog", entries, gone=_round_filter(experiment, name))
+    if not _same(_registered(uri, experiment, name), entries) or (
+        (_claimed(uri, experiment, name) or {}).get("digest") != claim
+    ):
+        raise lost
 
 
 def _tidy(uri: str | Path) -> None:
@@ -303,6 +303,7 @@ class _Piece:
     source: str
     base: str
     ids: list[str]  # values of the project's key
+    changed: bool = False  # whether some are there and say something else
 
     def batches(self, batch_bytes: int) -> Iterator[pa.Table]:
         schema, _ = TABLES[self.base]
@@ -333,28 +334,37 @@ def _pieces(store: "Store", names: Sequence[str], uri: str | Path) -> list[_Piec
         ("seed", "seed"),
         *((base, f"{base}_{name}") for base in ("rollouts", "scores", "clips") for name in rounds),
     ]
-    pieces = [_Piece(store, source, base, _missing(store, source, base, uri)) for base, source in sources]
+    known = {base: _known(uri, base) for base in dict(sources)}
+    pieces = [_missing(store, source, base, uri, known[base]) for base, source in sources]
     return [*pieces, _runs(store, uri), _uses(store, uri)]
 
 
-def _missing(store: "Store", source: str, base: str, uri: str | Path) -> list[str]:
-    """Keys of the rows that the registry's table lacks. Raises StoreError if it has one of them with another video."""
+def _known(uri: str | Path, base: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What the registry has of a table, by key."""
     _, key = TABLES[base]
-    check = ["video_sha256"] if base != "scores" else []
-    mine = store.read(source, [*key, *check]).to_pylist()
-    known = {tuple(one[k] for k in key): one for one in _rows(uri, base, [*key, *check])}
-    absent = []
-    for row in mine:
+    return {tuple(one[k] for k in key): one for one in _rows(uri, base, [*key, *_COMPARED[base]])}
+
+
+def _missing(
+    store: "Store", source: str, base: str, uri: str | Path, known: Mapping[tuple[Any, ...], Mapping[str, Any]]
+) -> _Piece:
+    """The rows that the registry lacks or has otherwise. Raises StoreError if it has one with another video."""
+    _, key = TABLES[base]
+    piece = _Piece(store, source, base, [])
+    for row in store.read(source, [*key, *_COMPARED[base]]).to_pylist():
         there = known.get(tuple(row[k] for k in key))
         if there is None:
-            absent.append(row[key[0]])
-        elif any(there[column] != row[column] for column in check):
+            piece.ids.append(row[key[0]])
+        elif there.get("video_sha256") != row.get("video_sha256"):
             raise StoreError(
                 f"{row[key[0]]} is registered in {uri} with another video (sha256 {there['video_sha256'][:16]}, here "
                 f"{row['video_sha256'][:16]}): made of the same inputs, on another machine or with other libraries. "
                 "Take the registered one into this project (`dvc pull`), or register elsewhere"
             )
-    return absent
+        elif any(there[column] != row[column] for column in _COMPARED[base]):
+            piece.ids.append(row[key[0]])
+            piece.changed = True
+    return piece
 
 
 def _runs(store: "Store", uri: str | Path) -> _Piece:

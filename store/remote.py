@@ -56,8 +56,11 @@ def endpoint() -> str | None:
 
 def check_remote(uri: object) -> None:
     """Refuses an address that cannot be meant, and a server that nobody answers at, with StoreError."""
-    parts = urlsplit(str(uri))
-    if parts.scheme == "s3" and (not parts.netloc or "@" in parts.netloc):
+    try:
+        parts = urlsplit(str(uri))
+    except ValueError:
+        raise StoreError("the address of a registry is s3://bucket/folder; this one cannot be read") from None
+    if not parts.netloc or "@" in parts.netloc:
         raise StoreError("the address of a registry is s3://bucket/folder; keys stand in the environment, not in it")
     if parts.scheme == "s3" and (named := endpoint()):
         _knock(named)

@@ -197,7 +197,7 @@ RUNS = _schema(
 )
 
 USES = _schema(
-    _field("use_id", _text, "<plan_id>/<clip_id>"),
+    _field("use_id", _text, "PLAN_ID/CLIP_ID"),
     _field("plan_id", _text, "the mixture plan, plan-…"),
     _maybe("model_digest", "the model trained on the plan, model-…; unknown if it never was"),
     _field("clip_id", _text, "seed-… or clip-…"),
@@ -210,8 +210,20 @@ USES = _schema(
 # A registry tells experiments apart: their catalogs stand in one table.
 _EXPERIMENT = _field("experiment", _text, "name that the rows were registered under")
 REGISTRY_CATALOG = _schema(
-    _field("entry_id", _text, "<experiment>/<round>/<clip_id>"), _EXPERIMENT, *CATALOG
+    _field("entry_id", _text, "EXPERIMENT/ROUND/CLIP_ID"), _EXPERIMENT, *CATALOG
 )  # fmt: skip
+
+REGISTRATIONS = _schema(
+    _field("registration_id", _text, "EXPERIMENT/ROUND"),
+    _EXPERIMENT,
+    _field("round", _text, "r0 for seed clips"),
+    _field("clips", _count, "entries of the round in the catalog"),
+    _field("digest", _text, "of the round's catalog entries, order-independent"),
+    _field("registered_at", _text, "ISO 8601"),
+    _maybe("git_commit", "commit of the project"),
+    _maybe("dvc_lock", "sha256 of the project's dvc.lock"),
+    _field("manifests", _text, "JSON of the sealed tables' content digests, by table"),
+)
 
 _ROUND_TABLES = {"rollouts": (ROLLOUTS, "rollout_id"), "scores": (SCORES, "rollout_id"), "clips": (CLIPS, "clip_id")}
 _TABLES = {

@@ -183,6 +183,18 @@ def test_of_two_that_register_different_rounds_under_one_name_one_is_refused(pla
     assert sorted(round(one, 3) for one in drifts) in ([0.1, 0.4], [0.2, 0.8])
 
 
+def test_who_lost_a_name_on_the_way_leaves_the_others_round_whole(place, tiny):
+    """One claims a round and is slow; another takes its place; the slow one comes back to enter its clips."""
+    slow = registry._entries(Store(tiny.store), "same", "r2")
+    fast = slow.slice(0, 1)
+    claim = registry._claim(place, "same", "r2", slow, False, {})
+    taken = registry._claim(place, "same", "r2", fast, True, {})
+    registry._enter(place, "same", "r2", fast, taken)
+    with pytest.raises(StoreError, match="somebody else registers it too"):
+        registry._enter(place, "same", "r2", slow, claim)
+    assert Store(place).read("catalog", registry.REGISTRY_CATALOG.names).equals(fast)
+
+
 def rescored(project, rows) -> None:
     """The project again, its round r2 measured as twice as bad by another run."""
     worse = [one | {"drift": 2 * one["drift"], "was_generated_by": "run-score-r2-again"} for one in rows.scores("r2")]
@@ -301,6 +313,23 @@ def test_scores_of_two_measurements_are_both_kept(tmp_path, tiny, tiny_copy, row
     assert {one["experiment"]: round(one["drift"], 3) for one in entries} == {"mild": 0.4, "strict": 0.8}
 
 
+def test_what_no_id_holds_is_the_later_registration_s(tmp_path, tiny, tiny_copy, rows):
+    """A licence, and a score that changed code gave under the same run: tables and catalog do not disagree."""
+    uri = tmp_path / "registry"
+    register(Store(tiny.store), uri, "reach")
+    (tiny_copy.root / "work").rename(tiny_copy.root / "work-before")
+    rows.seal(tiny_copy.root, "seed", [{**one, "license": "CC0-1.0"} for one in rows.seed()])
+    rows.seal(tiny_copy.root, "scores_r2", [{**one, "drift": 3.5} for one in rows.scores("r2")])
+    build_catalog(tiny_copy.store, ("r1", "r2"), tiny_copy.runs, tiny_copy.files)
+    told = register(Store(tiny_copy.store), uri, "reach", replace=True)
+    assert told.written == {"seed": 4, "scores": 2, "catalog": 2}
+    registered = Store(uri)
+    assert set(registered.read("seed", ["license"])["license"].to_pylist()) == {"CC0-1.0"}
+    for table in ("scores", "catalog"):
+        assert registered.read(table, ["drift"], where="round = 'r2'")["drift"].to_pylist() == [3.5, 3.5]
+    assert register(Store(tiny_copy.store), uri, "reach").written == {}
+
+
 def test_two_trainings_on_one_plan_both_have_their_uses(tmp_path, tiny, tiny_copy):
     runs = [dict(one) for one in tiny_copy.runs]
     (train,) = [one for one in runs if one["run_id"] == "run-train-r2"]
@@ -337,7 +366,7 @@ def test_the_same_id_with_another_video_is_refused_before_anything_is_written(tm
     assert content(uri) == before
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a'b", "a b", "x" * 65, "naïve"])
+@pytest.mark.parametrize("name", ["", "a/b", "a'b", "a b", "x" * 65, "naïve", ".", ".."])
 def test_names_that_are_none(tmp_path, tiny, name):
     with pytest.raises(StoreError, match="experiment .*a name is 1 to 64"):
         register(Store(tiny.store), tmp_path / "registry", name)
@@ -352,8 +381,18 @@ def test_what_is_no_registry_and_what_is_no_project(tmp_path, tiny):
         register(Store(tmp_path), tmp_path / "other", "reach")
     with pytest.raises(StoreError, match="folder or s3://"):
         register(Store(tiny.store), "ftp://host/registry", "reach")
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file is a file"):
+        register(Store(tiny.store), tmp_path / "file", "reach")
     with pytest.raises(StoreError, match="nothing is registered in .*bagger register --to"):
         registrations(tmp_path / "none")
+
+
+@pytest.mark.parametrize("uri", ["gs://user:secret@bucket/x", "s3://user:secret@bucket/x", "s3://", "s3://[bad/x"])
+def test_addresses_that_cannot_be_meant(uri):
+    with pytest.raises(StoreError, match="the address of a registry is s3://bucket/folder") as told:
+        Store(uri).clips()
+    assert "secret" not in str(told.value)
 
 
 # ------------------------------------------------------------------------------------------------------------- killed
