@@ -4,6 +4,7 @@ Notable: what a filter means is decided in the store (store/filters.py); here st
 contradict each other.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from flows.console import (
     print_table,
     write,
 )
+from store.errors import printable
 
 if TYPE_CHECKING:
     from store.filters import Filters
@@ -40,9 +42,7 @@ def _many(name: str, metavar: str, text: str) -> Any:
 
 
 Rounds = Annotated[list[str] | None, _many("--round", "rK", "Only clips of this round; r0: seed clips.")]
-Kinds = Annotated[
-    str | None, typer.Option("--kind", metavar="KIND", help="corrective (unless you say otherwise), seed or all.")
-]
+Kinds = Annotated[list[str] | None, _many("--kind", "KIND", "corrective (unless you say otherwise), seed or all.")]
 Runs = Annotated[
     list[str] | None,
     _many("--run", "RUN_ID", "Clips that a run made, whose rollouts or scores it made, or that it trained on."),
@@ -268,10 +268,16 @@ def _print(found: Any, as_json: bool, as_csv: bool) -> None:
     if as_json:
         print_json(flat_rows(found))
     elif as_csv:
+        # A terminal must not be steered by what it shows; a file or a pipe gets every text as it is.
+        shown = _printable_lines if sys.stdout.isatty() else str
         for piece in csv_pieces(found):
-            print(piece, end="")
+            print(shown(piece), end="")
     else:
         print_table(list(flat_rows(found)), found.column_names)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.replace("\r\n", "\n").split("\n")))
 
 
 def _exclude(options: dict[str, bool]) -> None:

@@ -129,7 +129,10 @@ def videos(store: "Store", wanted: Iterable[tuple[str, str]]) -> dict[str, bytes
         ids.setdefault(table.partition("_")[0] if store.is_registry else table, []).append(one)
     found = {}
     for table, names in ids.items():
-        schema, key = table_schema(table)
+        try:
+            schema, key = table_schema(table)
+        except ValueError as error:
+            raise CommandError(f"{names[0]}: the catalog says that it lies in {table!r}: {error}") from None
         rows = store.read(table, [key, "video", "video_sha256"], render(col(key).is_in(names), schema))
         for row in rows.to_pylist():
             if bytes_sha256(row["video"]) != row["video_sha256"]:

@@ -10,6 +10,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterator
 
 from flows.params import load_params
+from store.errors import printable
 
 RESUMES = "interrupted; the same command continues the work"
 OUR_ROOMS = ("flows", "store", "model", "__main__")
@@ -54,7 +55,7 @@ def clear_errors(traceback: bool = False, interrupted: str = "interrupted") -> I
             raise
         if traceback:
             tracebacks.print_exc()
-        say(f"error: {error}")
+        say("error: " + "\n".join(map(printable, str(error).splitlines())))  # it may quote a foreign store
         raise SystemExit(1) from None
 
 

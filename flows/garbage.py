@@ -27,6 +27,7 @@ from store.errors import StoreError
 from store.table import table_names
 
 _DRAFT = re.compile(r"\.([0-9a-f]{32}|writing-[0-9]+)")  # of a working table, of a checkpoint
+_LINK = "behind a link, where it may be shared"
 _ROUND = re.compile(r"[a-z]+_(?P<round>r[1-9][0-9]*)")
 
 
@@ -61,26 +62,30 @@ def remove(one: Garbage) -> None:
     root = next((root for root in (WORK_FOLDER, paths.STORE) if one.path.is_relative_to(root)), None)
     if one.fate != "delete" or root is None or one.path == root or _linked(one.path):
         raise StoreError(f"{one.path}: not deleted; it is no part of {WORK_FOLDER} or {paths.STORE}, or behind a link")
+    with contextlib.ExitStack() as stack:
+        for lock in _locks(one):
+            stack.enter_context(acquire_lock(lock, lock.stem, patience=0))
+        _remove(one)
+
+
+def _remove(one: Garbage) -> None:
     if one.kind == "versions":
         dataset = open_dataset(one.path)
         dataset.cleanup_old_versions(timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
-        return
-    with _owned(one.path):
-        if one.path.is_dir():
-            shutil.rmtree(one.path)
-        else:
-            one.path.unlink()
+    elif one.path.is_dir():
+        shutil.rmtree(one.path)
+    else:
+        one.path.unlink()
 
 
-@contextlib.contextmanager
-def _owned(path: Path) -> Iterator[None]:
-    """The lock of the stage that a path in a work folder belongs to, so that it cannot start meanwhile."""
-    match = FOLDER_NAME.fullmatch(path.relative_to(WORK_FOLDER).parts[0]) if path.is_relative_to(WORK_FOLDER) else None
-    with contextlib.ExitStack() as stack:
-        if match:
-            label = match["label"]
-            stack.enter_context(acquire_lock(WORK_FOLDER / f"{label}.lock", label, patience=0))
-        yield
+def _locks(one: Garbage) -> list[Path]:
+    """Locks of the stages that a thing may belong to, so that none of them runs meanwhile."""
+    if one.path.is_relative_to(WORK_FOLDER):
+        match = FOLDER_NAME.fullmatch(one.path.relative_to(WORK_FOLDER).parts[0])
+        return [WORK_FOLDER / f"{match['label']}.lock"] if match else []
+    if not WORK_FOLDER.is_dir():
+        return []
+    return [WORK_FOLDER / "catalog.lock"] if one.kind == "versions" else sorted(WORK_FOLDER.glob("*.lock"))
 
 
 def _linked(path: Path) -> bool:
@@ -101,13 +106,16 @@ def _work(unfinished: bool) -> Iterator[Garbage]:
                     yield Garbage("draft", path, size_of(path), "delete")
     if REVISIONS.is_dir():
         for path in sorted(REVISIONS.iterdir()):
-            if not path.is_symlink():
-                yield Garbage("revision", path, size_of(path), "delete", "brought again by --rev")
+            linked = _linked(path)
+            fate: Literal["delete", "keep"] = "keep" if linked else "delete"
+            yield Garbage("revision", path, size_of(path), fate, _LINK if linked else "brought again by --rev")
 
 
 def _store() -> Iterator[Garbage]:
     staging = paths.STORE / STAGING
-    if staging.is_dir() and not _linked(staging):
+    if staging.is_dir() and _linked(staging):
+        yield Garbage("half-sealed table", staging, size_of(staging), "keep", _LINK)
+    elif staging.is_dir():
         busy = [path.stem for path in sorted(WORK_FOLDER.glob("*.lock")) if is_locked(path)]
         why = f"{busy[0]} runs now" if busy else ""
         yield Garbage("half-sealed table", staging, size_of(staging), "keep" if busy else "delete", why)

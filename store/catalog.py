@@ -3,7 +3,8 @@
 Notable: it is built round by round, one Lance version each, so that tag `rK` *is* the aggregated data set D after
 round K (BAgger, algorithm 1): the seed clips and the corrective clips of rounds 1 … K. `r0` is the seed data alone.
 The catalog holds nothing that the sealed tables do not. Each tag carries the digests of the tables that its round was
-made of; rounds whose tables are unchanged are kept when it is rebuilt, which happens beside and ends in one rename.
+made of; rounds whose tables are unchanged are kept when it is rebuilt, if their rows are whole; all of it beside,
+until one rename puts it in place.
 Within a round rows stand in descending order of drift, which is what most questions ask by (store/mapped.py).
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from store.dataset import LANCE_ERRORS, place, staged, write_fresh
 from store.digest import ID_DIGITS, canonical_json, digest, file_sha256
 from store.errors import StoreError
-from store.manifest import columns_of
+from store.manifest import Tally, columns_of
 from store.mapped import FILE as MAPPED_FILE
 from store.mapped import LEAST_ROWS, SORTED_BY, write_mapped
 from store.scan import sort_rows
@@ -97,8 +98,16 @@ def append_round(path: Path, tag: str, rows: pa.Table, made_of: Mapping[str, str
     else:
         dataset = write_fresh(rows.to_batches(), rows.schema, path)
     dataset.tags.create(tag, dataset.version)
-    dataset.tags.replace_metadata(tag, dict(made_of))
+    dataset.tags.replace_metadata(tag, {**made_of, "rows": _content(rows.to_batches(1024))})
     return dataset
+
+
+def _content(batches: Iterable[pa.RecordBatch]) -> str:
+    """Digest of a round's rows, by which damage is told from what can be kept."""
+    tally = Tally("catalog", CATALOG)
+    for _batch in tally.over(batches):
+        pass
+    return tally.manifest().digest
 
 
 def _made_of(tag: str, sources: Mapping[str, str] | None) -> dict[str, str]:
@@ -115,19 +124,25 @@ def _kept(store_dir: Path, made_of: Mapping[str, Mapping[str, str]]) -> list[str
     path = store_dir / "catalog.lance"
     if not path.exists():
         return []
+    kept: list[str] = []
     try:
         dataset = lance.dataset(str(path))
         tags = dataset.tags.list()
+        start = 0
+        for there, wanted in zip(sorted(tags, key=lambda tag: tags[tag]["version"]), made_of, strict=False):
+            told = dict(tags[there]["metadata"])
+            rows = told.pop("rows", None)
+            if there != wanted or not made_of[wanted] or told != made_of[wanted]:
+                break
+            stop = lance.dataset(str(path), version=there).count_rows()
+            part = dataset.scanner(columns=CATALOG.names, offset=start, limit=stop - start, scan_in_order=True)
+            if rows != _content(part.to_batches() if stop > start else []):
+                break
+            kept.append(there)
+            start = stop
         dataset.to_table(columns=["clip_id"])  # opens every file
     except LANCE_ERRORS:  # damaged: it holds nothing that cannot be made anew
-        shutil.rmtree(path)
         return []
-    in_order = sorted(tags, key=lambda tag: tags[tag]["version"])
-    kept = []
-    for there, wanted in zip(in_order, made_of, strict=False):
-        if there != wanted or not made_of[wanted] or tags[there]["metadata"] != made_of[wanted]:
-            break
-        kept.append(there)
     return kept
 
 

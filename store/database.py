@@ -46,7 +46,7 @@ class Store:
     ):
         self.uri = str(uri)
         self._fetch, self._listed = fetch, listed
-        self._opened: dict[tuple[str, str | int | None], tuple[int | None, lance.LanceDataset]] = {}
+        self._opened: dict[tuple[str, str | int | None], tuple[tuple[int, int, int] | None, lance.LanceDataset]] = {}
         self._absent: set[str] = set()
 
     def __repr__(self) -> str:
@@ -94,12 +94,13 @@ class Store:
             kept = self._opened[name, version] = self._folder(name), open_table(self.uri, name, version)
         return kept[1]
 
-    def _folder(self, name: str) -> int | None:
+    def _folder(self, name: str) -> tuple[int, int, int] | None:
         """Which folder a local table is: a table that was made anew is another one in the same place."""
         if is_remote(self.uri):
             return None
         try:
-            return os.stat(dataset_uri(self.uri, name)).st_ino
+            found = os.stat(dataset_uri(self.uri, name))
+            return found.st_ino, found.st_ctime_ns, found.st_mtime_ns  # numbers of folders are used again
         except OSError:
             return None
 

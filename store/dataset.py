@@ -70,7 +70,12 @@ def staged(store_dir: Path, name: str) -> Iterator[Path]:
     """
     target = store_dir / f"{name}.lance"
     if target.exists():
-        open_dataset(target, older=True)
+        try:
+            open_dataset(target, older=True)
+        except StoreError as error:
+            if not isinstance(error.__cause__, LANCE_ERRORS):
+                raise
+            # It is damaged: the new one takes its place.
     folder = store_dir / STAGING
     staging, aside = folder / f"{name}.lance", folder / f"{name}.old"
     if aside.exists() and not target.exists():  # a crash between two renames (see `place`)

@@ -78,7 +78,8 @@ def select(store: "Store", filters: Filters, *others: Condition) -> Selection:
     where, text = filters.get("where"), filters.get("text")
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise StoreError(f"text takes words of the prompt; got {text!r}")
-    conditions = [*others, *_round(store, filters), *_kind(filters)]
+    rounds = _values(filters, "round")
+    conditions = [*others, *_round(store, rounds, filters.get("at")), *_kind(filters, rounds)]
     # A registry has no tags; there `at` is a condition on the round.
     dataset = store.open("catalog", None if store.is_registry else filters.get("at"))
     if runs := _values(filters, "run"):
@@ -147,8 +148,7 @@ def _distinct(dataset: lance.LanceDataset, column: str) -> list[str]:
     return sorted(one for one in scan(dataset, [column])[column].unique().to_pylist() if one is not None)
 
 
-def _round(store: "Store", filters: Filters) -> list[Condition]:
-    rounds, at = _values(filters, "round"), filters.get("at")
+def _round(store: "Store", rounds: list[str], at: str | None) -> list[Condition]:
     if not rounds and at is None:
         return []
     known = catalog_rounds_of(store)
@@ -164,8 +164,8 @@ def _round(store: "Store", filters: Filters) -> list[Condition]:
     return [col("round").is_in(within)] if store.is_registry else []
 
 
-def _kind(filters: Filters) -> list[Condition]:
-    kinds, rounds = _values(filters, "kind"), _values(filters, "round")
+def _kind(filters: Filters, rounds: list[str]) -> list[Condition]:
+    kinds = _values(filters, "kind")
     if not kinds:
         if "run" in filters and filters["run"] is not None or (len(rounds) > 1 and SEED_ROUND in rounds):
             return []

@@ -134,7 +134,7 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
     """The table `name` in the newest schema, in place of the older one, then its manifest at `path`."""
     dataset, (schema, _) = _open(store_dir, name), table_schema(name)
     version = version_of(store_dir, name)
-    told = json.loads(path.read_text()) if path.exists() else None
+    told = _json(path, "manifest") if path.exists() else None
     before, tally = _Tally1(dataset.schema), Tally(name, schema)
     failed: list[StoreError] = []
 
@@ -261,7 +261,18 @@ STEPS: dict[int, Callable[[str, pa.Table], pa.Table]] = {1: _to_2}
 
 def _older_records(runs: Path | None) -> list[Path]:
     found = sorted(Path(runs).glob("*.json")) if runs is not None else []
-    return [path for path in found if "started_at" in json.loads(path.read_text(encoding="utf-8"))]
+    return [path for path in found if "started_at" in _json(path, "run record")]
+
+
+def _json(path: Path, what: str) -> Any:
+    """Raises StoreError for a file that holds no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{what} {path} is damaged ({error}); mend it with `dvc checkout --force {path}`") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{what} {path} is damaged (it holds no object); mend it with `dvc checkout --force {path}`")
+    return found
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

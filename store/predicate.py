@@ -2,8 +2,9 @@
 
 Notable: what is answered here is answered exactly as by Lance; LIKE and comparisons of two columns are `Opaque` and
 left to it. Unknown values make a comparison unknown (three-valued logic); of floats NaN is the greatest and -0.0
-equals 0.0; a number is rounded to the column's type before it is compared. Lance forgets that last rule under NOT
-(pylance 14: of a float32 0.1 both `drift = 0.1` and `NOT (drift = 0.1)` hold), so `render` rounds for it.
+equals 0.0 (but of two columns, as Lance has it, -0.0 is the lesser); a number is rounded to the column's type before
+it is compared. Lance forgets that last rule under NOT (pylance 14: of a float32 0.1 both `drift = 0.1` and `NOT
+(drift = 0.1)` hold), so `render` rounds for it.
 """
 
 import re

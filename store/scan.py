@@ -5,7 +5,8 @@ Notable:
   read for the chosen rows alone.
 - A large catalog answers from its memory-mapped scalars (store/mapped.py), where each round stands in descending
   order of drift: a range of drift is one slice of each round, and the worst clips are each round's first.
-- Floats compare as in Postgres: NaN is greater than every number and equal to itself in order, -0.0 equals 0.0;
+- Floats compare as in Postgres: NaN is greater than every number and equal to itself in order, -0.0 equals 0.0 (but of
+  two columns -0.0 is the lesser);
   unknown values match no comparison and come last in every order.
 - Text and nearness are exact, without an index that would have to be rebuilt, trusted or explained
   (docs/benchmarks.md has what that costs).

@@ -418,6 +418,7 @@ def test_a_round_is_a_stock_pipeline(loop, tmp_path):
 
 
 def test_changed_share_recomputes_exactly_what_depends_on_it(copy, loop):
+    before = contents(loop.store / "catalog.lance")
     done = run(copy, "dvc", "exp", "run", "-S", "rounds.r2.corrective=0.25")
     ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
     assert sorted(ran) == ["catalog", "evaluate@r2", "mix@r2", "report", "train@r2"]
@@ -426,6 +427,16 @@ def test_changed_share_recomputes_exactly_what_depends_on_it(copy, loop):
     assert plan["corrective"] == pytest.approx(0.25)
     assert (copy / "models/r2/bagger.json").read_bytes() != (loop.root / "models/r2/bagger.json").read_bytes()
     assert (copy / "models/r1/bagger.json").read_bytes() == (loop.root / "models/r1/bagger.json").read_bytes()
+    # Its clips are the same, so the catalog was kept, and what it shares with DVC's cache was not written into.
+    after = contents(copy / "data/store/catalog.lance")
+    assert {name for name in after if "/data/" in name} == {name for name in before if "/data/" in name} != set()
+    assert contents(loop.store / "catalog.lance") == before
+    assert json.loads(run(copy, "dvc", "status", "--json").stdout) == {}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its place in it."""
+    return {f"/{one.relative_to(folder)}": one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()}
 
 
 def test_another_round_leaves_the_others_alone(copy):

@@ -1,7 +1,9 @@
 import os
 import shutil
+from functools import partial
 
 import hypothesis
+import lance
 import pytest
 from hypothesis import strategies as st
 
@@ -168,3 +170,37 @@ def test_rounds_stand_in_order_of_drift_and_the_mapped_rows_are_the_table(tiny_c
         assert mapped.sorted
         assert mapped.decoded(mapped.table).to_pylist() == dataset.to_table(columns=scalars).to_pylist()
         assert mapped.table["clip_id"].to_pylist()[len(mapped.table) - len(ids) :] == ids
+
+
+def damaged(path) -> None:
+    """Another value in a data file, where nothing but a digest would tell."""
+    (largest,) = sorted(path.glob("data/*.lance"), key=lambda one: one.stat().st_size)[-1:]
+    data = bytearray(largest.read_bytes())
+    place = data.index(b"it's number 1") + len("it's number ")
+    data[place : place + 1] = b"7"
+    largest.unlink()  # it may be another's by a hard link
+    largest.write_bytes(data)
+
+
+def test_rows_that_are_not_those_that_were_written_are_not_kept(tiny_copy):
+    build = partial(
+        build_catalog, tiny_copy.store, ["r1", "r2"], tiny_copy.runs, tiny_copy.files, sources(tiny_copy.root)
+    )
+    want = build()
+    damaged(tiny_copy.store / "catalog.lance")
+    assert content_manifest(tiny_copy.store, "catalog") != want
+    assert build() == want == content_manifest(tiny_copy.store, "catalog")
+
+
+def test_a_catalog_that_cannot_be_read_now_is_not_thrown_away_before_there_is_another(tiny_copy, monkeypatch):
+    """As when no file descriptor is left: a failed build leaves what was there."""
+
+    def refuse(*_, **__):
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance.LanceDataset, "scanner", refuse)
+        patch.setattr(lance.LanceDataset, "to_table", refuse)
+        with pytest.raises(StoreError, match="too many open files"):
+            build_catalog(tiny_copy.store, ["r1", "r2"], tiny_copy.runs, tiny_copy.files)
+    assert content_manifest(tiny_copy.store, "catalog") == tiny_copy.manifest

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from store import Store
@@ -6,13 +8,14 @@ from store.errors import StoreError
 
 def test_a_store_sees_tables_that_are_made_anew(tiny_copy, rows):
     store = Store(tiny_copy.store)
-    assert store.read("seed").num_rows == 4
     assert store.open("seed") is store.open("seed")
-    changed = [{**row, "license": "CC0-1.0"} for row in rows.seed()[:3]]
-    rows.seal(tiny_copy.root / "new", "seed", changed)
-    (tiny_copy.store / "seed.lance").rename(tiny_copy.root / "old")
-    (tiny_copy.root / "new/store/seed.lance").rename(tiny_copy.store / "seed.lance")
-    assert store.read("seed", ["license"])["license"].to_pylist() == ["CC0-1.0"] * 3
+    for name in ("first", "second", "third", "fourth"):  # the number of a folder that went is soon another's
+        assert store.read("seed").num_rows in (3, 4)
+        for _ in range(2):
+            changed = [{**row, "license": name} for row in rows.seed()[:3]]
+            shutil.rmtree(tiny_copy.root / "work", ignore_errors=True)
+            rows.seal(tiny_copy.root, "seed", changed)
+        assert store.read("seed", ["license"])["license"].to_pylist() == [name] * 3
 
 
 def test_tables_of_a_kind_are_in_order_of_rounds(tiny_copy):
