@@ -1,7 +1,8 @@
 """One catalog and one table of clips in several stores, each asked the same questions, each answering in Arrow.
 
 Every peer is given what its users would give it: parquet in DuckDB's own row group size with zstd, SQLite with indices
-on drift and (round, drift) and its embeddings and videos in tables of their own, so that rows are narrow; Hugging Face
+on drift and (round, drift) and its embeddings and videos in tables of their own, so that rows are narrow (its time
+includes making Arrow columns of its tuples); Hugging Face
 `datasets` in its Arrow cache. All answer with the columns of `store.query.DEFAULT`, in any order.
 """
 
@@ -70,9 +71,11 @@ class Ours:
         return self._scan(None, order=[("drift", False), ("clip_id", True)], limit=count)
 
     def blobs(self, ids: Sequence[str]) -> pa.Table:
+        from store.expression import col, render
         from store.table import read_table
 
-        return read_table(self._open("clips_r1"), "clips_r1", ["clip_id", "video"], ids=ids)
+        where = render(col("clip_id").is_in(list(ids)), store_rows.CLIPS)  # as `bagger clips --with-video`
+        return read_table(self._open("clips_r1"), "clips_r1", ["clip_id", "video"], where)
 
 
 class PlainLance(Ours):

@@ -1,4 +1,4 @@
-"""`bagger`: ask the store, follow a clip back to where it came from, take a video out, try a model.
+"""`bagger`: ask the store, follow things back and forth, look at clips, try a model, keep the data whole, share it.
 
 Notable:
 - Light: torch, diffusers, prefect and dvc are imported by the command that needs them and by no other (tested), so
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epilog="""\b
 Examples:
   bagger clips --sort -drift --limit 5          the corrective clips whose rollouts drifted most
+  bagger stats                                  drift and its parts by round
   bagger lineage clip-0123456789abcdef          what that clip was made of
+  bagger browse                                 look at clips beside their rollouts
   bagger export clip-0123456789abcdef --out clip.mp4
   bagger COMMAND --help                         more examples""",
 )

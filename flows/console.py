@@ -21,6 +21,8 @@ from store.errors import printable
 if TYPE_CHECKING:
     from store import Store
 
+# How `bagger --help` lists its commands: to ask, to look, to try, to keep whole, to share.
+ORDER = ("clips stats lineage diff browse export rollout rounds runs audit gc migrate register registry").split()
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
 SIGPIPE_STATUS = 128 + 13
 
@@ -42,6 +44,10 @@ class CommandError(ValueError):
 
 class Commands(TyperGroup):
     """Gives every command the project's way to fail, whichever it is."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of ORDER, then the others."""
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         with clear_errors(ctx.params["traceback"]), quiet_pipe():
