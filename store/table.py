@@ -5,8 +5,8 @@
 Notable:
 - A working table is a folder of batches, each an Arrow file that appears by one rename. So writers in any number of
   threads and processes need no lock and never conflict, a batch is there whole or not at all, and the thousandth
-  costs what the first did. (Lance's own upsert costs 0.1 s at 800 fragments, and doubles rows silently where keys
-  collide, unless told better: see store/registry.py, which must use it.)
+  costs what the first did. (Lance's own upsert costs more with every batch, and doubles rows silently where keys
+  collide, unless told better: `python -m benchmarks.upserts`, and store/registry.py, which must use it.)
 - A folder of Lance files never has the same bytes twice, so the manifest holds a digest of the *content* that depends
   neither on row order nor on fragments. Later DVC stages depend on the manifest.
 - A sealed table appears by one rename and the manifest after it: a manifest never speaks of a half-written table.
