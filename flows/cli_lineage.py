@@ -41,7 +41,7 @@ def lineage(
     forward: Annotated[
         bool, typer.Option("--forward", help="What became of it and used it, not what it is of.")
     ] = False,
-    every: Annotated[bool, typer.Option("--all", help="With --forward: name all that is counted, one by one.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="With --forward: name all that is counted.")] = False,
     as_json: Json = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="A Mermaid flowchart, which GitHub draws.")] = False,
     prov: Annotated[bool, typer.Option("--prov", help="A document of W3C PROV, in PROV-JSON.")] = False,
@@ -100,16 +100,10 @@ def _check(out: Path, force: bool) -> None:
 
 def flat_tree(tree: dict[str, Any], source: str | None = None) -> list[dict[str, Any]]:
     """A tree as flat objects, each before those it leads to: id, type, child or parent, and its facts by path."""
+    from store.tree import flat
+
     onward = "parents" if "parents" in tree else "children"
     whence = "child" if onward == "parents" else "parent"
     facts = {key: value for key, value in tree.items() if key not in ("id", "type", onward)}
-    row = {"id": tree["id"], "type": tree["type"], whence: source, **_flat(facts)}
+    row = {"id": tree["id"], "type": tree["type"], whence: source, **flat(facts)}
     return [row, *(one for below in tree[onward] for one in flat_tree(below, tree["id"]))]
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one mapping: {"a": {"b": [1]}} -> {"a.b.0": 1}."""
-    if not isinstance(value, dict | list):
-        return {path: value}
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, one in pairs for k, v in _flat(one, f"{path}.{key}" if path else str(key)).items()}

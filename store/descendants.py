@@ -5,14 +5,16 @@
 
 Notable: a use is one clip in one plan, with every optimiser step that saw it. What a model generated, what a run made
 and whatever else goes into the hundreds is told as a `group`: a count, a few examples, and the command that lists it.
+A group leads on to what came of its members, counted again: rollouts, corrective clips, uses in each plan, the model.
 What was told once is not told again: later mentions are marked `repeated`.
 """
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from store.graph import ROWS, SCORE, Graph, Node, Thing, derived_from
-from store.lineage import resolve, whole
+from store.lineage import EXAMPLES, resolve, whole
 from store.query import equals
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(r"[A-Za-z0-9._/:-]+")  # what may be pasted into a shell
 FAN = 12  # so many things of a kind are told one by one
-EXAMPLES = 3
 _OUTCOME = ("drift", "drift_ci95", "num_clips")  # of an evaluation
 _BRIEF = ("stage", "round", "started_at_time", "seconds")  # of a run that is not the one asked for
 
@@ -28,9 +29,11 @@ _BRIEF = ("stage", "round", "started_at_time", "seconds")  # of a run that is no
 def descendants(store: "Store", any_id: str, every: bool = False) -> Node:
     """The tree {id, type, **facts, children: [tree, …]} of what a thing became or was used in.
 
-    any_id: as `store.lineage`. every: name each member of a group instead of a few, without following them further.
+    any_id: as `store.lineage`. every: name each member of a group instead of a few, by its id alone; what came of
+    them is told of the group, not of each.
     Types are those of `store.lineage`, and `use` ({plan_id, model_digest, clip_id, round, samples, steps}; steps count
-    from 0) and `group` ({of, count, examples, list}). Raises StoreError as `store.lineage`.
+    from 0) and `group` ({of, count, examples, list}; of uses also {plan_id, model_digest, round, samples, first_step,
+    last_step}). Raises StoreError as `store.lineage`.
     """
     graph = Graph(store)
     root = whole(graph, resolve(graph, any_id))
@@ -41,10 +44,13 @@ def descendants(store: "Store", any_id: str, every: bool = False) -> Node:
 class _Forwards:
     def __init__(self, graph: Graph, every: bool):
         self.graph, self.every = graph, every
+        self.members: set[str] = set()  # named by a group, which tells what came of them
 
     def children(self, thing: Thing, is_root: bool = True) -> list[Thing]:
         """What was made of a thing, or used it."""
         graph, named = self.graph, thing.id
+        if named in self.members:
+            return []
         match thing.type:
             case "file":
                 return self._fan(thing, "seed", "seed clips", derived_from(named))
@@ -71,7 +77,7 @@ class _Forwards:
             case "run":
                 return self._products(thing) if is_root else []
             case "group":
-                return self._members(thing)
+                return self._led_to(thing)
             case "score":
                 return []
         return self._users(named)
@@ -79,11 +85,7 @@ class _Forwards:
     # Uses and runs.
 
     def _uses(self, clip_id: str) -> list[Thing]:
-        if "uses" not in self.graph.tables:
-            return []
-        rows = self.graph.rows("uses", equals("clip_id", clip_id), ["use_id", "round"])
-        order = sorted(rows, key=lambda row: (len(row["round"]), row["round"], row["use_id"]))
-        return [self.graph.thing(row["use_id"], "use") for row in order]
+        return [self.graph.thing(row["use_id"], "use") for row in self.graph.uses_of([clip_id])]
 
     def _users(self, named: str) -> list[Thing]:
         return [self._brief(run) for run in self.graph.users.get(named, ())]
@@ -102,22 +104,20 @@ class _Forwards:
 
     def _fan(self, parent: Thing, kind: str, of: str, where: str, column: str | None = None) -> list[Thing]:
         """The things of a type that match a filter, or a group of them."""
-        base, _ = ROWS[kind]
-        found = self.graph.ids(base, where, FAN + 1)
+        found = self.graph.ids(ROWS[kind][0], where)
         if len(found) <= FAN:
             return [self.graph.thing(one, kind) for one in found]
-        count = sum(self.graph.count(name, where) for name in self.graph.store.tables(base))
-        return [self._group(parent, kind, of, where, count, [(column, parent.id)] if column else [])]
+        return [self._group(parent, kind, of, found, [(column, parent.id)] if column else [])]
 
     def _group(
         self,
         parent: Thing,
         kind: str,
         of: str,
-        where: str,
-        count: int,
-        listing: list[tuple[str, str]],
+        ids: list[str],
+        listing: Sequence[tuple[str, str]] = (),
         rounds: str | None = None,
+        facts: Node | None = None,
     ) -> Thing:
         """listing: columns and values with which `bagger clips` lists the members, or the clips made of them. rounds:
         the filter of the catalog for the rounds that they belong to."""
@@ -127,33 +127,57 @@ class _Forwards:
             condition = " and ".join(f"{column} = '{value}'" for column, value in listing)
             command = f'bagger clips{" --kind seed" * (kind == "seed")} --where "{condition}"'
             command += "".join(f" --store {one}" for one in where_else)
-        facts: Node = {"of": of, "count": count, "list": command}
-        if not self.every:
-            facts["examples"] = self.graph.ids(ROWS[kind][0], where, EXAMPLES)
-        row = {"kind": kind, "where": where, "rounds": rounds}
-        return Thing(f"{parent.id}/{of.replace(' ', '-')}", "group", facts, row)
+        told: Node = {"of": of, "count": len(ids), "list": command, **(facts or {})}
+        if not self.every and kind != "use":
+            told["examples"] = ids[:EXAMPLES]
+        return Thing(f"{parent.id}/{of.replace(' ', '-')}", "group", told, {"kind": kind, "ids": ids, "rounds": rounds})
 
-    def _members(self, group: Thing) -> list[Thing]:
-        row = group.row
-        ids = self.graph.ids(ROWS[row["kind"]][0], row["where"]) if self.every else []
-        ending = SCORE if row["kind"] == "score" else ""
-        members = [Thing(one + ending, row["kind"]) for one in ids]
-        rounds = self.graph.rounds_where(row["rounds"]) if row["rounds"] else []
-        return [*members, *(self.graph.thing(one, "round") for one in rounds)]
+    def _led_to(self, group: Thing) -> list[Thing]:
+        """What a group leads to: its members if all are to be named, then what came of them, together."""
+        kind, ids, rounds = (group.row[key] for key in ("kind", "ids", "rounds"))
+        found = self._members(kind, ids) if self.every else []
+        found += [self.graph.thing(one, "round") for one in self.graph.rounds_where(rounds)] if rounds else []
+        if kind == "use":
+            return [*found, self.graph.thing(group.facts["plan_id"], "plan")]
+        if kind == "seed" and (rollouts := self.graph.ids_among("rollouts", "seed_clip_id", ids)):
+            found.append(self._group(group, "rollout", "rollouts", rollouts))
+        if kind == "rollout" and (clips := self.graph.ids_among("clips", "rollout_id", ids)):
+            found.append(self._group(group, "clip", "corrective clips", clips))
+        if kind in ("seed", "clip"):
+            found += self._trainings(group, ids)
+        return found
+
+    def _members(self, kind: str, ids: list[str]) -> list[Thing]:
+        members = [Thing(one + SCORE if kind == "score" else one, kind) for one in ids]
+        self.members |= {one.id for one in members}
+        return members
+
+    def _trainings(self, group: Thing, clip_ids: list[str]) -> list[Thing]:
+        """Uses of a group's clips, a group for each plan."""
+        plans: dict[str, list[Node]] = {}
+        for row in self.graph.uses_of(clip_ids):
+            plans.setdefault(row["plan_id"], []).append(row)
+        found = []
+        for plan, rows in plans.items():
+            steps = [step for row in rows for step in row["steps"]]
+            facts = {key: rows[0][key] for key in ("plan_id", "model_digest", "round")}
+            facts |= {"samples": len(steps), "first_step": min(steps), "last_step": max(steps)}
+            found.append(self._group(group, "use", f"uses in {plan}", [row["use_id"] for row in rows], facts=facts))
+        return found
 
     def _generated(self, model: Thing) -> list[Thing]:
         """What a model generated, by round."""
         named = equals("model_digest", model.id)
-        counts: dict[str, int] = {}
+        rounds: dict[str, list[str]] = {}
         for name in self.graph.store.tables("rollouts"):
-            for row in self.graph.rounds_of(name, named):
-                counts[row["round"]] = counts.get(row["round"], 0) + row["count"]
+            for row in self.graph.rows(name, named, ["round", "rollout_id"]):
+                rounds.setdefault(row["round"], []).append(row["rollout_id"])
         groups = []
-        for name in sorted(counts, key=lambda one: (len(one), one)):
+        for name in sorted(rounds, key=lambda one: (len(one), one)):
             where = f"{named} AND {equals('round', name)}"
             listing = [("model_digest", model.id), ("round", name)]
             of = f"rollouts of round {name}"
-            groups.append(self._group(model, "rollout", of, where, counts[name], listing, where))
+            groups.append(self._group(model, "rollout", of, sorted(rounds[name]), listing, where))
         return groups
 
     def _products(self, run: Thing) -> list[Thing]:
@@ -166,9 +190,8 @@ class _Forwards:
             ("score", "scores"),
             ("clip", "corrective clips"),
         ):
-            count = sum(self.graph.count(name, where) for name in self.graph.store.tables(ROWS[kind][0]))
-            if count:
+            if ids := self.graph.ids(ROWS[kind][0], where):
                 in_catalog = kind in ("seed", "clip")
                 listing = [("was_generated_by", run.id)] if in_catalog else []
-                found.append(self._group(run, kind, of, where, count, listing, where if in_catalog else None))
+                found.append(self._group(run, kind, of, ids, listing, where if in_catalog else None))
         return [*found, *(self.graph.thing(one, one.partition("-")[0]) for one in self.graph.made(run.id))]

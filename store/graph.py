@@ -42,6 +42,7 @@ _RUN = ("stage", "round", "git_commit", "device", "host", "started_at_time", "en
 _JSON = {"settings", "verdicts", "extra", *JSON_COLUMNS}
 _LINKS = ("was_derived_from", "was_generated_by")
 _ROUND = re.compile(r"(?:(?P<experiment>.+)/)?(?P<round>r[0-9]+)")
+_FEW = 8  # things that are looked for one by one
 SCORE = "/score"  # ending of a score's id, which is its rollout's otherwise
 # Where the rows of a type are: kinds of tables, column of the id.
 ROWS = {
@@ -77,6 +78,8 @@ class Graph:
         self.activities = Activities(store)
         self.runs, self.makers, self.users = self.activities.runs, self.activities.makers, self.activities.users
         self._run_rows: dict[str, Node] = {}
+        self._firsts: dict[tuple[str, str], Node | None] = {}
+        self._owners: dict[str, list[str]] = {}
 
     # Things.
 
@@ -125,8 +128,16 @@ class Graph:
         """In a registry: whose catalogs hold the clip."""
         if not self.store.is_registry:
             return {}
-        found = self.rows("catalog", equals("clip_id", clip_id), ["experiment"])
-        return {"experiments": sorted({one["experiment"] for one in found})} if found else {}
+        if clip_id not in self._owners:
+            self._own([clip_id])
+        return {"experiments": self._owners[clip_id]} if self._owners[clip_id] else {}
+
+    def _own(self, clip_ids: Sequence[str]) -> None:
+        found = self.among("catalog", "clip_id", clip_ids, ["clip_id", "experiment"]).to_pylist()
+        owners: dict[str, set[str]] = {one: set() for one in clip_ids}
+        for one in found:
+            owners[one["clip_id"]].add(one["experiment"])
+        self._owners |= {one: sorted(names) for one, names in owners.items()}
 
     def _rollout(self, thing_id: str) -> Thing | None:
         row = self._first_in(self.store.tables("rollouts"), equals("rollout_id", thing_id))
@@ -276,11 +287,22 @@ class Graph:
         self, table: str, where: str, columns: Sequence[str] | None = None, limit: int | None = None
     ) -> list[Node]:
         """Rows that match a filter, without videos, latents, embeddings and curves; JSON columns as objects."""
-        dataset = self.store.open(table)
-        columns = columns or [one.name for one in dataset.schema if _is_light(one.type)]
-        found = scan(dataset, columns, where, limit=limit)
+        return self._plain(scan(self.store.open(table), columns or self._light(table), where, limit=limit))
+
+    def among(self, table: str, column: str, values: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of which a column is one of so many values, in one scan. columns: as `rows`, `column` with them."""
+        columns = columns or self._light(table)
+        where = one_of(column, values) if len(values) <= _FEW else None  # a filter of thousands is slower than none
+        found = scan(self.store.open(table), columns, where)
+        return found.filter(pc.is_in(found[column], pa.array(values, pa.string())))
+
+    def _light(self, table: str) -> list[str]:
+        return [one.name for one in self.store.open(table).schema if _is_light(one.type)]
+
+    def _plain(self, found: pa.Table) -> list[Node]:
         lists = [one.name for one in found.schema if pa.types.is_list(one.type)]
-        plain = plain_rows(found.drop_columns(lists)) if len(lists) < len(columns) else [{} for _ in range(len(found))]
+        some = len(lists) < found.num_columns
+        plain = plain_rows(found.drop_columns(lists)) if some else [{} for _ in range(len(found))]
         rows = (
             [one | more for one, more in zip(plain, found.select(lists).to_pylist(), strict=True)] if lists else plain
         )
@@ -288,8 +310,44 @@ class Graph:
 
     def first(self, table: str, where: str) -> Node | None:
         """The first row that matches a filter, as `rows`."""
+        if (table, where) in self._firsts:
+            return self._firsts[table, where]
         found = self.rows(table, where, limit=1)
         return found[0] if found else None
+
+    def prepare(self, kind: str, ids: Iterable[str]) -> None:
+        """Reads what `find` needs for many things of a type, with one scan of each table instead of some for each."""
+        wanted = sorted({one for one in ids if one not in self._things})
+        if len(wanted) <= _FEW:
+            return
+        match kind:
+            case "seed" if "seed" in self.tables:
+                self._load("seed", "clip_id", wanted)
+                for one in wanted:
+                    row = self._firsts["seed", equals("clip_id", one)] or {}
+                    for file in row.get("was_derived_from") or ():
+                        self._firsts.setdefault(("seed", derived_from(file)), row)
+            case "clip":
+                for name in ("catalog", *self.store.tables("clips")):
+                    self._load(name, "clip_id", wanted)
+            case "rollout":
+                for name in (*self.store.tables("rollouts"), *self.store.tables("scores")):
+                    self._load(name, "rollout_id", wanted)
+            case "score":
+                for name in self.store.tables("scores"):
+                    self._load(name, "rollout_id", [one.removesuffix(SCORE) for one in wanted])
+            case "rewrite":
+                self._load("catalog", "rewrite_id", wanted)
+            case "use" if "uses" in self.tables:
+                self._load("uses", "use_id", wanted)
+        if kind in ("seed", "clip") and self.store.is_registry:
+            self._own(wanted)
+
+    def _load(self, table: str, column: str, values: Sequence[str]) -> None:
+        for row in self._plain(self.among(table, column, values)):
+            self._firsts.setdefault((table, equals(column, row[column])), row)
+        for one in values:
+            self._firsts.setdefault((table, equals(column, one)), None)
 
     def _first_in(self, tables: Iterable[str], where: str) -> Node | None:
         return next((row for name in tables if (row := self.first(name, where))), None)
@@ -305,10 +363,20 @@ class Graph:
             found += scan(self.store.open(name), [key], where, [(key, True)], limit)[key].to_pylist()
         return sorted(found)[:limit]
 
-    def rounds_of(self, table: str, where: str) -> list[Node]:
-        """{round, count} of the rows that match a filter."""
-        found = scan(self.store.open(table), ["round"], where)["round"].value_counts().to_pylist()
-        return [{"round": one["values"], "count": one["counts"]} for one in found]
+    def ids_among(self, base: str, column: str, values: Sequence[str]) -> list[str]:
+        """Sorted ids of the rows of a kind of table of which a column is one of so many values."""
+        found: list[str] = []
+        for name in self.store.tables(base):
+            _, key = table_schema(name)
+            found += self.among(name, column, values, [key, column])[key].to_pylist()
+        return sorted(found)
+
+    def uses_of(self, clip_ids: Sequence[str]) -> list[Node]:
+        """Rows of `uses` of many clips, in order of rounds."""
+        if "uses" not in self.tables:
+            return []
+        found = self.among("uses", "clip_id", clip_ids).to_pylist()
+        return sorted(found, key=lambda row: (_round_order(row["round"]), row["use_id"]))
 
     # Trees.
 

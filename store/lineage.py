@@ -5,8 +5,9 @@
                              -> model it started from
          -> rewrite
 
-Notable: a training mixture is told by round, with counts, not clip by clip. What was told once is not told again:
-later mentions are marked `repeated`. Only a run that was asked for tells what it used; below other things it is a leaf.
+Notable: a training mixture is told by round, with counts, and as one group of its uses of clips, not clip by clip. What
+was told once is not told again: later mentions are marked `repeated`. Only a run that was asked for tells what it used;
+below other things it is a leaf.
 """
 
 import difflib
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["lineage", "render_tree", "resolve"]
 
 PREFIX_DIGITS = 4  # that the beginning of an id must have to stand for it
+EXAMPLES = 3  # members of a group that it names
 _SAMPLE = 2000  # ids of a column that an unknown one is compared with
 _NEAR = 3
 _TYPES = "clip, rollout, rewrite, model, plan, run, file, table or round"
@@ -74,14 +76,25 @@ def parents(graph: Graph, thing: Thing, is_root: bool = True) -> list[Thing]:
             mixture = [graph.thing(plan, "plan")] if plan else []
             return [*mixture, *([graph.thing(start, "model")] if start else []), *makers]
         case "plan":
-            return [*(graph.thing(one, "round") for one in graph.plan_rounds(thing.id)), *makers]
+            rounds = [graph.thing(one, "round") for one in graph.plan_rounds(thing.id)]
+            return [*rounds, *uses(graph, thing.id), *makers]
         case "round":
             return [graph.thing(one, kind) for kind, one in round_makers(graph, thing.id)]
         case "run":
             return [graph.thing(one, one.partition("-")[0]) for one in graph.used(thing.id)] if is_root else []
-        case "rewrite" | "file":
+        case "rewrite" | "file" | "group":
             return []
     return makers
+
+
+def uses(graph: Graph, plan_id: str) -> list[Thing]:
+    """The uses that a plan is made of, as one group; a use itself is made of its clip."""
+    if "uses" not in graph.tables:
+        return []
+    found = graph.rows("uses", equals("plan_id", plan_id), ["use_id"])
+    ids = sorted(row["use_id"] for row in found)
+    facts = {"of": "uses of clips", "count": len(ids), "examples": ids[:EXAMPLES]}
+    return [Thing(f"{plan_id}/uses-of-clips", "group", facts)] if ids else []
 
 
 def round_makers(graph: Graph, round_id: str) -> list[tuple[str, str]]:
@@ -108,9 +121,10 @@ def resolve(graph: Graph, any_id: str) -> Thing:
             return graph.thing(found_ids[0])
         if found_ids:
             more = " and more" if len(found_ids) >= 20 else ""
-            raise StoreError(f"{any_id!r} is the beginning of several ids: {few(found_ids)}{more}; give more digits")
+            several = printable(few(found_ids))
+            raise StoreError(f"{any_id!r} is the beginning of several ids: {several}{more}; give more digits")
     near = _nearest(graph, any_id)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
+    hint = f"; nearest: {printable(', '.join(near))}" if near else ""
     raise StoreError(f"no {_TYPES} {printable(any_id)!r} in {graph.store.uri}{hint}")
 
 

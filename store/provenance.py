@@ -8,6 +8,7 @@ relation leads to is there too, if only by its id. A round is a prov:Collection 
 tells. Nothing but JSON is needed to write it.
 """
 
+import json
 import re
 from typing import Any
 from urllib.parse import quote
@@ -15,20 +16,38 @@ from urllib.parse import quote
 from store.catalog import SEED_ROUND
 from store.graph import Graph, Node, Thing
 from store.lineage import parents, round_makers
-from store.tree import nodes
+from store.tree import flat, nodes
 
 NAMESPACE = "urn:bagger:"
 _TIMES = ("started_at_time", "ended_at_time")
-_UNNAMED = re.compile(r"[^A-Za-z0-9_]")
+_UNNAMED = re.compile(r"[^A-Za-z0-9_.]")
 
 
 def provenance(graph: Graph, tree: Node) -> dict[str, Any]:
     """The PROV-JSON document of a tree of `store.lineage` or `store.descendants`, ready for `json.dump`."""
     writer = _Writer(graph)
+    _prepare(graph, tree)
     for node in nodes(tree):
         if node["type"] != "group":
             writer.tell(node["id"], node["type"])
     return writer.document()
+
+
+def _prepare(graph: Graph, tree: Node) -> None:
+    """Has the graph read what the tree names, and what that was made of, table by table."""
+    ids: dict[str, set[str]] = {"use": set(), "clip": set(), "seed": set(), "score": set(), "rollout": set()}
+    for node in nodes(tree):
+        ids.setdefault(node["type"], set()).add(node["id"])
+    rewrites = ids.setdefault("rewrite", set())
+    origins = (("clip_id", ""), ("rollout_id", "rollout"), ("seed_clip_id", "seed"), ("rewrite_id", "rewrite"))
+    for kind in ("use", "clip", "score", "rollout", "seed"):  # each before what it is made of
+        graph.prepare(kind, ids[kind])
+        for one in ids[kind] if kind != "seed" else ():
+            row = graph.thing(one, kind).row
+            for column, origin in origins:
+                if row.get(column):
+                    ids[origin or row["kind"].replace("corrective", "clip")].add(row[column])
+    graph.prepare("rewrite", rewrites)
 
 
 class _Writer:
@@ -36,6 +55,7 @@ class _Writer:
         self.graph = graph
         self.told: dict[str, Thing] = {}
         self.records: dict[str, dict[str, Any]] = {"entity": {}, "activity": {}, "agent": {}}
+        self.related: set[str] = set()
 
     def document(self) -> dict[str, Any]:
         for thing in self.told.values():
@@ -136,8 +156,10 @@ class _Writer:
     def _relate(self, relation: str, more: dict[str, Any] | None = None, **ends: str) -> None:
         """A relation, once however often it is met; more: attributes that tell two of the same ends apart."""
         record = {f"prov:{end}": name_of(one) for end, one in ends.items()} | (more or {})
-        known = self.records.setdefault(relation, {})
-        if record not in known.values():
+        key = json.dumps([relation, record], sort_keys=True)
+        if key not in self.related:
+            self.related.add(key)
+            known = self.records.setdefault(relation, {})
             known[f"_:{relation}{len(known)}"] = record
 
 
@@ -151,21 +173,10 @@ def attributes(thing: Thing) -> dict[str, Any]:
     found: dict[str, Any] = {"prov:type": _qualified(f"bagger:{thing.type}")}
     if isinstance(prompt := thing.facts.get("prompt"), str):
         found["prov:label"] = prompt
-    for key, value in _flat(thing.facts).items():
-        found[f"bagger:{key}"] = _typed(value)
+    for key, value in flat(thing.facts).items():
+        if value is not None:
+            found[f"bagger:{_UNNAMED.sub('_', key)}"] = _typed(value)
     return found
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested facts by path, a list of plain values as one text; unknown ones left out."""
-    if isinstance(value, dict):
-        named = ((f"{path}.{_UNNAMED.sub('_', str(key))}" if path else str(key), one) for key, one in value.items())
-        return {inner: found for key, one in named for inner, found in _flat(one, key).items()}
-    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        return _flat({str(number): one for number, one in enumerate(value)}, path)
-    if isinstance(value, list):
-        return {path: " ".join(map(str, value))} if value else {}
-    return {} if value is None else {path: value}
 
 
 def _typed(value: str | bool | int | float) -> str | bool | dict[str, str]:

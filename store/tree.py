@@ -134,6 +134,14 @@ def nodes(tree: Node) -> Iterator[Node]:
         yield from nodes(one)
 
 
+def flat(value: Any, path: str = "") -> Node:
+    """Nested mappings and lists as one mapping: {"a": {"b": [1]}} -> {"a.b.0": 1}."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for key, one in pairs for k, v in flat(one, f"{path}.{key}" if path else str(key)).items()}
+
+
 def mermaid(tree: Node) -> str:
     """The tree as a Mermaid flowchart, from origins to what came of them; for a ```mermaid block in Markdown."""
     names = {node["id"]: f"n{number}" for number, node in enumerate(nodes(tree))}

@@ -1,15 +1,20 @@
 import json
 import re
+import shutil
+from graphlib import TopologicalSorter
+from types import SimpleNamespace
 
 import lance
 import pyarrow as pa
 import pytest
 
-from store import Store
+from store import Store, graph
+from store.catalog import build_catalog
 from store.descendants import EXAMPLES, FAN, descendants
 from store.digest import bytes_sha256, id_of
 from store.lineage import lineage
 from store.mixture import read_plan
+from store.provenance import provenance
 from store.schema import REGISTRY_CATALOG, table_schema
 from store.table import StoreError, read_table
 from store.tree import edges, nodes, render_tree
@@ -89,10 +94,12 @@ def test_a_model_generates_is_trained_on_from_and_used(tiny):
     assert (group["of"], group["count"]) == ("rollouts of round r1", 2)
     assert group["examples"] == ["rollout-r1-0", "rollout-r1-1"]
     assert group["list"] == f"bagger clips --where \"model_digest = '{tiny.models['r0']}' and round = 'r1'\""
-    assert [one["id"] for one in group["children"]] == ["r1"]
+    assert child(group, "round")["id"] == "r1"
+    assert (child(group, "group")["of"], child(group, "group")["count"]) == ("corrective clips", 2)
     assert [one["id"] for one in children(tree, "run")] == ["run-rollout-r1"]
     named = child(descendants(Store(tiny.store), tiny.models["r0"], every=True), "group")
-    assert [one["id"] for one in named["children"]] == ["rollout-r1-0", "rollout-r1-1", "r1"]
+    assert [one["id"] for one in children(named, "rollout")] == ["rollout-r1-0", "rollout-r1-1"]
+    assert [one["id"] for one in children(child(named, "group"), "clip")] == ["clip-r1-0", "clip-r1-1"]
     base = descendants(Store(tiny.store), tiny.models["base"])
     assert [one["id"] for one in children(base, "model")] == [tiny.models[one] for one in ("r0", "r1", "r2")]
     assert {one["id"] for one in children(base, "run")} == {f"run-train-{one}" for one in ("r0", "r1", "r2")}
@@ -124,32 +131,41 @@ def test_files_rewrites_rounds_and_plans(tiny):
 
 
 def test_backwards_and_forwards_tell_the_same_edges(tiny):
-    """Over all ids: each edge of one direction is found in the other."""
+    """Over all ids: each edge of one direction is found in the other, and together they have no circle."""
     store = Store(tiny.store)
     known = every_id(store, ["r0", "r1", "r2"])
     back = {one: lineage(store, one) for one in known}
     forth = {one: descendants(store, one, every=True) for one in known}
     below = {one: {node["id"] for node in walk(tree)} for one, tree in forth.items()}
     above = {one: {node["id"] for node in walk(tree)} for one, tree in back.items()}
-    backwards = {(a["id"], b["id"]) for tree in back.values() for a, b in edges(tree)}
+    plan_uses = {}
+    for row in store.read("uses", ["use_id", "plan_id"]).to_pylist():
+        plan_uses.setdefault(row["plan_id"], set()).add(row["use_id"])
+    backwards = set()
+    for tree in back.values():
+        for origin, product in edges(tree):
+            if origin["type"] != "group":
+                backwards.add((origin["id"], product["id"]))
+            elif not origin.get("repeated"):  # what it counts is what the table holds
+                assert origin["count"] == len(plan_uses[product["id"]])
+                backwards |= {(use, product["id"]) for use in plan_uses[product["id"]]}
     forwards = {(a["id"], b["id"]) for tree in forth.values() for a, b in direct(tree)}
     assert len(backwards) > 80
+    assert {(use, plan) for plan, uses in plan_uses.items() for use in uses} <= backwards & forwards
     for origin, product in sorted(backwards):
         assert product in below[origin], f"{product} was made of {origin}, which does not tell"
-    clip_round = {row["clip_id"]: row["round"] for row in store.read("catalog", ["clip_id", "round"]).to_pylist()}
-    for origin, product in sorted(forwards):
-        if product.startswith("plan-") and "/" in origin:  # a plan is made of rounds, as many clips as they hold
-            origin = clip_round[origin.partition("/")[2]]
+    for origin, product in sorted(forwards - backwards):
         assert origin in above[product], f"{origin} became {product}, which does not tell"
+    TopologicalSorter({one: {a for a, b in backwards | forwards if b == one} for one in known}).prepare()
 
 
 def direct(tree):
-    """The edges of a forward tree, groups left out: what they hold came of the group's parent."""
+    """The edges of a forward tree without groups: what a group holds came of the group's parent."""
     for origin, product in edges(tree):
         if origin["type"] != "group" and product["type"] != "group":
             yield origin, product
-        if product["type"] == "group":
-            yield from ((origin, one) for one in product["children"])
+        if product["type"] == "group" and origin["type"] != "group":
+            yield from ((origin, one) for one in product["children"] if one["type"] != "group")
 
 
 def test_everything_is_told_once_and_is_json(tiny):
@@ -186,6 +202,83 @@ def test_a_large_fan_is_counted_and_says_how_to_list_it(tiny_copy, rows):
     assert group["list"] == "bagger clips --where \"seed_clip_id = 'seed-3'\""
     named = child(descendants(Store(store), "seed-3", every=True), "group")
     assert [one["id"] for one in named["children"]] == [row["rollout_id"] for row in many]
+
+
+WIDE = "model-" + "d" * 16
+
+
+@pytest.fixture(scope="module")
+def wide(tiny, rows, tmp_path_factory):
+    """The tiny store with a round r3 of 300 rollouts of the held-out seed-3, whose clips WIDE was trained on."""
+    copy = SimpleNamespace(root=tmp_path_factory.mktemp("wide") / "copy")
+    shutil.copytree(tiny.root, copy.root)
+    copy.store = copy.root / "store"
+    model, names = tiny.models["r2"], [f"{n:03d}" for n in range(300)]
+
+    def many(row, **ids):
+        filled = [{key: one.format(n) for key, one in ids.items()} for n in names]
+        return [row | {"seed_clip_id": "seed-3"} | one | {"round": "r3"} for one in filled]
+
+    rollouts = many(rows.rollouts("r3", model)[0], rollout_id="rollout-w{}")
+    clips = many(rows.clips("r3", model)[0], clip_id="clip-w{}", rollout_id="rollout-w{}", rewrite_id="rewrite-w{}")
+    for number, one in enumerate(clips):
+        one["was_derived_from"] = [rollouts[number]["rollout_id"], one["rewrite_id"]]
+    scores = many(rows.scores("r2")[0], rollout_id="rollout-w{}")
+    for one in scores:
+        del one["seed_clip_id"]
+    rows.seal(copy.root, "rollouts_r3", rollouts)
+    rows.seal(copy.root, "scores_r3", scores)
+    rows.seal(copy.root, "clips_r3", clips)
+    made = [rows.run(stage, "r3", {}, {}, 40) for stage in ("rollout", "correct")]
+    train = rows.run("train", "r3", {"plan_digest": "f" * 64}, {"model_digest": WIDE}, 50)
+    build_catalog(copy.store, ["r1", "r2", "r3"], [*tiny.runs, *made, train])
+    uses = [
+        {
+            "use_id": f"plan-{'f' * 16}/{one['clip_id']}", "plan_id": f"plan-{'f' * 16}", "model_digest": WIDE,
+            "clip_id": one["clip_id"], "kind": "corrective", "clip_round": "r3", "round": "r3",
+            "steps": [number, 1000 - number],
+        }
+        for number, one in enumerate(clips)
+    ]  # fmt: skip
+    old = read_table(copy.store, "uses")
+    shutil.rmtree(copy.store / "uses.lance")
+    table = pa.concat_tables([old, pa.Table.from_pylist(uses, old.schema)])
+    lance.write_dataset(table, str(copy.store / "uses.lance"))
+    return copy
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_group_leads_on_to_the_models_trained_on_what_came_of_it(wide, every):
+    tree = descendants(Store(wide.store), "seed-3", every=every)
+    group = child(tree, "group")
+    clips = child(group, "group")
+    use = child(clips, "group")
+    assert [(one["of"], one["count"]) for one in (group, clips)] == [("rollouts", 300), ("corrective clips", 300)]
+    assert (use["count"], use["samples"], use["first_step"], use["last_step"]) == (300, 600, 0, 1000)
+    assert (use["model_digest"], use["round"]) == (WIDE, "r3")
+    assert child(child(use, "plan"), "model")["id"] == WIDE
+    assert [len(children(one, kind)) for one, kind in ((group, "rollout"), (clips, "clip"), (use, "use"))] == (
+        [300 * every] * 3
+    )
+
+
+@pytest.mark.parametrize("root", ["seed-3", "run-rollout-r3", "run-correct-r3"])
+def test_whatever_became_many_things_tells_the_model(wide, root):
+    assert WIDE in ids(descendants(Store(wide.store), root))
+
+
+def test_the_number_of_scans_does_not_grow_with_the_members(wide, monkeypatch):
+    scans = []
+    counted = graph.scan
+    monkeypatch.setattr(graph, "scan", lambda *args, **more: scans.append(args[0].uri) or counted(*args, **more))
+    tree = descendants(Store(wide.store), "seed-3", every=True)
+    assert len(ids(tree)) > 900
+    assert len(scans) < 100
+    scans.clear()
+    document = provenance(graph.Graph(Store(wide.store)), tree)
+    assert sum("bagger:steps" in one for one in document["used"].values()) == 300
+    assert len(document["entity"]) > 900
+    assert len(scans) < 100
 
 
 def test_a_hostile_id_is_no_command(tiny_copy, rows):
@@ -256,7 +349,9 @@ def test_registry_forwards(registry, tiny):
     assert children(descendants(store, "other/r1"), "plan") == []
     group = child(descendants(store, tiny.models["r0"]), "group")
     assert (group["of"], group["count"]) == ("rollouts of round r1", 2)
-    assert [one["id"] for one in group["children"]] == ["full/r1", "half/r1"]
+    assert [one["id"] for one in children(group, "round")] == ["full/r1", "half/r1"]
+    trained = children(child(group, "group"), "group")
+    assert [(one["plan_id"], one["count"]) for one in trained] == [(plans["r1"], 2), (plans["r2"], 2)]
     assert group["list"].endswith(f" --store {registry}")
     seed = descendants(store, "seed-1")
     assert [one["id"] for one in children(seed, "rollout")] == ["rollout-r1-1", "rollout-r2-1"]
