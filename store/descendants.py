@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from store.graph import ROWS, SCORE, Graph, Node, Thing, derived_from
-from store.lineage import EXAMPLES, resolve, whole
+from store.lineage import resolve, whole
 from store.query import equals
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(r"[A-Za-z0-9._/:-]+")  # what may be pasted into a shell
 FAN = 12  # so many things of a kind are told one by one
+EXAMPLES = 3
 _OUTCOME = ("drift", "drift_ci95", "num_clips")  # of an evaluation
 _BRIEF = ("stage", "round", "started_at_time", "seconds")  # of a run that is not the one asked for
 

@@ -168,6 +168,25 @@ def test_an_unknown_id_names_the_nearest(tiny):
         lineage(Store(tiny.store), "it's")
 
 
+def test_ids_of_others_steer_no_error_message(tiny_copy, rows):
+    evil = [
+        one | {"rollout_id": f"rollout-evil\x1b[31m\u202e{n}"} for n, one in enumerate(rows.rollouts("r3", "model-x"))
+    ]
+    rows.seal(tiny_copy.root, "rollouts_r3", evil)
+    for asked in ("rollout-evil", "rollout-evil9"):
+        with pytest.raises(StoreError, match="rollout-evil .*31m") as caught:
+            lineage(Store(tiny_copy.store), asked)
+        assert str(caught.value).isprintable()
+
+
+def test_a_use_is_made_of_its_clip_and_a_plan_of_its_uses(tiny):
+    store = Store(tiny.store)
+    plan = id_of("plan", tiny.plans["r1"])
+    count = store.open("uses").count_rows(f"plan_id = '{plan}'")
+    assert [(one["of"], one["count"]) for one in parents(lineage(store, plan), "group")] == [("uses of clips", count)]
+    assert [one["type"] for one in lineage(store, f"{plan}/clip-r1-0")["parents"]] == ["clip"]
+
+
 def test_the_tree_for_a_terminal(tiny):
     text = render_tree(lineage(Store(tiny.store), "clip-r2-0"))
     lines = text.splitlines()

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from store import Store
-from store.tree import edges, escaped, mermaid, nodes, render_tree
+from store.tree import edges, escaped, flat, mermaid, nodes, render_tree
 
 EVIL = 'end"]; click n0 "javascript:x" <script>`**$$x$$`</script> %% #quot; {}()|\\\n\u2028--> n1 & "1. a" subgraph'
 NODE = re.compile(r'  (n\d+)(\[|\(\[|\{\{|\[/|\[\[|\[\(|\(|>|\[\\)"([^"]*)"(\]|\]\)|\}\}|/\]|\]\]|\)\]|\)|\\\])')
@@ -38,6 +38,27 @@ def test_texts_of_others_stay_within_their_label(onward):
         label = NODE.fullmatch(line)[3]
         assert re.fullmatch(r"([A-Za-z0-9 ,.:/+-]|#\d+;|<br/>)*", label)
     assert set(lines[3].split()) == {"n0", "n1", "-->"}
+
+
+def test_nothing_steers_a_terminal():
+    evil = "a\x1b[31m\u202e\x9b2J\x7f\rb"
+    group = {
+        "id": f"g-{evil}",
+        "type": "group",
+        "of": evil,
+        "count": 3,
+        "list": evil,
+        "examples": [evil],
+        "children": [],
+    }
+    tree = {"id": evil, "type": "seed", "prompt": evil, "extra": {evil: [evil]}, "children": [group]}
+    for text in (render_tree(tree), mermaid(tree)):
+        assert "b" in text
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_facts_by_path():
+    assert flat({"a": {"b": [1, {"c": None}]}, "d": [], "e": "x"}) == {"a.b.0": 1, "a.b.1.c": None, "e": "x"}
 
 
 def test_an_escaped_text_is_the_text_as_numbers():
