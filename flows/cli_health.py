@@ -33,6 +33,13 @@ def _rounds() -> list[str] | None:
     return list(load_params().round_names) if PARAMS_FILE.is_file() else None
 
 
+def _is_own(store: str) -> bool:
+    """Whether an address is the project's own store, however it is written."""
+    from store.remote import is_remote
+
+    return not is_remote(store) and Path(store).resolve() == paths.STORE.resolve()
+
+
 def _bytes(size: float) -> str:
     for unit in ("B", "kB", "MB"):
         if size < 1000:
@@ -85,12 +92,13 @@ def audit(
     from store.dataset import is_remote
 
     began = time.monotonic()
+    own = _is_own(store)
+    store = str(paths.STORE) if own else store
     opened = open_store(store)
     if not opened.names():
         raise CommandError(f"no tables in {store}; `dvc pull` fetches them, `dvc repro` makes them")
     local = not is_remote(store)
     data = Path(store).parent
-    own = local and store == str(paths.STORE)
     manifests = data / "manifests"
     has_manifests = local and manifests.is_dir()
     catalog = data / "catalog.json"
@@ -99,6 +107,7 @@ def audit(
             opened,
             manifests if has_manifests else None,
             data / "plans" if has_manifests else None,
+            records=data / "runs" if has_manifests and (data / "runs").is_dir() else None,
             catalog_manifest=catalog if has_manifests else None,
             rounds=_rounds() if own else None,
             tables=tables or (),
@@ -196,7 +205,7 @@ def runs(
     from flows.unfinished import unfinished_runs
 
     rows = [] if unfinished else _ended(store)
-    if store == str(paths.STORE):
+    if _is_own(store):
         rows += [
             dict.fromkeys(RUN_COLUMNS)
             | {

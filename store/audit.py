@@ -11,22 +11,24 @@ import contextlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.blobs import problems
-from store.crosscheck import catalog_findings, leftover_findings, plan_findings, registry_findings
-from store.dataset import LANCE_ERRORS
+from store.crosscheck import SEED_ROUND, catalog_findings, leftover_findings, registration_findings, registry_findings
+from store.dataset import LANCE_ERRORS, dataset_uri, lance_error
 from store.errors import StoreError, few
 from store.finding import Finding, Severity
 from store.manifest import Manifest, OlderError, Tally, columns_of, read_manifest
 from store.schema import table_schema, table_stage
+from store.usecheck import registry_use_findings, use_findings
 
 if TYPE_CHECKING:
     from store.database import Store
@@ -40,6 +42,8 @@ REFERENCES = {
     "clips": (("rollout_id", "rollouts"), ("rollout_id", "scores"), ("seed_clip_id", "seed")),
 }
 PARENT_CHECKS = ("manifest", "unreadable", "schema", "missing table")  # that explain why a parent is not there
+_ENTITIES = ("seed", "rollouts", "clips")  # a score has the id of its rollout
+_GROUPED = ("value", "key_first", "key_count")
 _OUTSIDE = ("file",)  # kinds of ids that no table holds: what was made elsewhere
 
 
@@ -48,6 +52,7 @@ def audit(
     manifests: Path | None = None,
     plans: Path | None = None,
     *,
+    records: Path | None = None,
     catalog_manifest: Path | None = None,
     rounds: Sequence[str] | None = None,
     tables: Sequence[str] = (),
@@ -56,8 +61,9 @@ def audit(
 ) -> list[Finding]:
     """Everything that is wrong with a store, errors first.
 
-    manifests, plans: folders with NAME.json of sealed tables and ROUND.parquet of mixture plans; catalog_manifest: the
-    catalog's file. What is None is not looked at. rounds: those of the experiment; tables of others are a warning.
+    manifests, plans, records: folders with NAME.json of sealed tables, ROUND.parquet of mixture plans (training use is
+    made anew from them and compared) and STAGE_ROUND.json of runs; catalog_manifest: the catalog's file. What is None
+    is not looked at. rounds: those of the experiment, the catalog's unless said; tables of others are a warning.
     tables: look at these only. decode: also decode every video, which takes nearly all of the time.
     progress: called with the rows looked at so far, and the rows to look at.
     Raises StoreError for a table in `tables` that is not there.
@@ -69,10 +75,13 @@ def audit(
     if not tables or "catalog" in tables:
         found.catalog(rounds, catalog_manifest)
     if not tables:
-        if plans is not None:
-            found.findings += plan_findings(store, plans, found.clips())
+        found.uses(plans, records, rounds)
         found.findings += leftover_findings(store.uri, [manifests, plans])
-    return sorted(set(found.findings), key=lambda one: (one.severity, one.table, one.check, one.subject, one.seen))
+    return sorted(set(found.findings), key=_order)
+
+
+def _order(one: Finding) -> tuple[str, ...]:
+    return one.severity, one.table, one.check, one.subject, one.seen, one.repair
 
 
 class _Audit:
@@ -133,8 +142,11 @@ class _Audit:
 
     def _unreadable(self, name: str, error: BaseException) -> None:
         if not any((one.check, one.table) == ("unreadable", name) for one in self.findings):
-            words = (str(error).splitlines() or [type(error).__name__])[0]
-            self.add("error", "unreadable", name, "", words, self.mend(name))
+            uri = dataset_uri(self.store.uri, name)
+            if not isinstance(error, StoreError):  # what Lance says may quote a request
+                told = str(error).strip() and isinstance(error, Exception)
+                error = lance_error(error, uri) if told else StoreError(f"cannot read {uri}: Lance gave up")
+            self.add("error", "unreadable", name, "", str(error), self.mend(name))
 
     # Tables.
 
@@ -249,7 +261,7 @@ class _Audit:
     def references(self) -> None:
         """Every id that a row names is there."""
         runs, models = self._known_runs()
-        known = set().union(*(ids for name, ids in self.keys.items() if name not in SIDE_TABLES), models or ())
+        known = set().union(*(ids for name, ids in self.keys.items() if _base(name) in _ENTITIES), models or ())
         for name in self.tables:
             if _base(name) == "clips":
                 with self.readable(name):
@@ -261,19 +273,24 @@ class _Audit:
             key = self.shape(name)[1][0]
             names = self.store.open(name).schema.names
             columns = ["model_digest", "was_generated_by", "was_derived_from"]
-            columns += [column for column, _ in REFERENCES.get(_base(name), ())] + ["clip_id"] * (name == "uses")
+            columns += [column for column, _ in REFERENCES.get(_base(name), ())]
+            columns += ["clip_id", "clip_round"] if name == "uses" else []
             with self.readable(name):
                 rows = self.store.read(name, list(dict.fromkeys([key, *(c for c in columns if c in names)])))
                 for column, target in REFERENCES.get(_base(name), ()):
-                    parents, repair = self._parents(name, target)
-                    self._named(name, key, rows, column, parents, repair)
+                    table = self._parent(name, target)
+                    self._named(
+                        name, key, rows, column, self.keys.get(table, set()), self.mend(name, make=True), {"": table}
+                    )
                 if name == "uses":
-                    self._named(name, key, rows, "clip_id", self.clips(), self.mend(name))
+                    self._used(key, rows)
                 for column, ids in (("model_digest", models), ("was_generated_by", runs)):
                     if column in names and ids is not None:
                         self._named(name, key, rows, column, ids, self.mend("runs"))
                 if "was_derived_from" in names and models is not None:
-                    self._named(name, key, rows, "was_derived_from", known, self.mend(name, make=True))
+                    targets = [target for _, target in REFERENCES.get(_base(name), ())]
+                    kinds = {one.rstrip("s"): self._parent(name, one) for one in targets if one in ("seed", "rollouts")}
+                    self._named(name, key, rows, "was_derived_from", known, self.mend(name, make=True), kinds)
             if name not in SIDE_TABLES:
                 for one in self.keys.get(name, ()):
                     if (other := seen.get(one)) and _base(other) == _base(name):
@@ -288,25 +305,76 @@ class _Audit:
         """Ids of every seed clip and corrective clip."""
         return set().union(*(ids for name, ids in self.keys.items() if _base(name) in ("seed", "clips")))
 
-    def _parents(self, name: str, base: str) -> tuple[set[str], str]:
-        """The ids that may be named, and what mends one that is not there: the parents' repair if they have one."""
+    def broken(self) -> dict[str, str]:
+        """Tables that are damaged or not there, and what mends them."""
+        found: dict[str, str] = {}
+        for one in self.findings:
+            if one.severity == "error" and one.check in PARENT_CHECKS:
+                found.setdefault(one.table, one.repair)
+        return found
+
+    def sound(self) -> list[str]:
+        """Tables that can be read."""
+        unreadable = {one.table for one in self.findings if one.check == "unreadable"}
+        return [name for name in self.tables if name not in unreadable]
+
+    def _parent(self, name: str, base: str) -> str:
+        """The table of which a row names an id."""
         target = base if self.registry or base == "seed" else f"{base}_{name.partition('_')[2]}"
         if target not in self.keys and target not in self.store.names():
             self.add("error", "missing table", target, "", f"not there, but {name} is", self.mend(target, make=True))
-        broken = [one.repair for one in self.findings if one.table == target and one.check in PARENT_CHECKS]
-        return self.keys.get(target, set()), broken[0] if broken else self.mend(name, make=True)
+        return target
 
-    def _named(self, name: str, key: str, rows: pa.Table, column: str, ids: set[str], repair: str) -> None:
-        values = rows[column].combine_chunks()
-        keys = rows[key].combine_chunks()
+    def _used(self, key: str, rows: pa.Table) -> None:
+        """Clips that were trained on. A registry knows the trainings of rounds that are not registered, too."""
+        if self.registry:
+            listed = self.store.read("catalog", ["round"])["round"].unique() if "catalog" in self.tables else None
+            rows = rows.filter(pc.is_in(rows["clip_round"], listed)) if listed is not None else rows
+            self._named("uses", key, rows, "clip_id", self.clips(), self.mend("uses"))
+            return
+        for name in rows["clip_round"].unique().to_pylist():
+            table = "seed" if name == SEED_ROUND else f"clips_{name}"
+            part = rows.filter(pc.equal(rows["clip_round"], name))
+            self._named("uses", key, part, "clip_id", self.clips(), self.mend("uses"), {"": table})
+
+    def _named(
+        self,
+        name: str,
+        key: str,
+        rows: pa.Table,
+        column: str,
+        ids: set[str],
+        repair: str,
+        parents: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """The values of a column that are no known ids.
+
+        parents: what an id begins with ("": any) -> its table: if that is damaged its repair counts, and if it cannot
+        be read there is one finding for all of its ids.
+        """
+        values, keys = rows[column].combine_chunks(), rows[key].combine_chunks()
         if pa.types.is_list(values.type):
             keys, values = keys.take(values.value_parent_indices()), values.flatten()
-        for value in values.unique().to_pylist():
-            if value is None or value in ids or value.partition("-")[0] in _OUTSIDE:
+        unknown = [one for one in values.unique().to_pylist() if one is not None and one not in ids]
+        unknown = [one for one in unknown if one.partition("-")[0] not in _OUTSIDE]
+        if not unknown:
+            return
+        broken = self.broken()
+        pairs = pa.table({"value": values, "key": keys})
+        pairs = pairs.filter(pc.is_in(values, pa.array(unknown, values.type)))
+        grouped = pairs.group_by("value", use_threads=False).aggregate([("key", "first"), ("key", "count")])
+        gone: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for value, first, count in zip(*(grouped[one].to_pylist() for one in _GROUPED), strict=True):
+            table = parents.get("") or parents.get(value.partition("-")[0], "")
+            if table and table not in self.keys:
+                gone[table].append((first, count))
                 continue
-            whose = keys.filter(pc.equal(values, value))
-            more = f" and {len(whose) - 1} more rows" if len(whose) > 1 else ""
-            self.add("error", "orphan", name, whose[0].as_py(), f"{column} {value} is nowhere{more}", repair)
+            more = f" and {count - 1} more rows" if count > 1 else ""
+            words = f"{column} {value} is nowhere{more}"
+            self.add("error", "orphan", name, first, words, broken.get(table, repair))
+        for table, seen in gone.items():
+            words = f"{column} of {sum(count for _, count in seen)} rows is of {table}, which cannot be read"
+            self.add("error", "orphan", name, "", words, broken.get(table, repair))
 
     def _known_runs(self) -> tuple[set[str] | None, set[str] | None]:
         """Ids of the runs, and of the models that they made; None where that cannot be told."""
@@ -326,9 +394,27 @@ class _Audit:
         if "catalog" in self.tables:
             with self.readable("catalog"):
                 if self.registry:
-                    self.findings += registry_findings(self.store, self.tables)
+                    self.findings += registry_findings(self.store, self.sound())
+                    with self.readable("registrations"):
+                        self.findings += registration_findings(self.store)
                 else:
-                    self.findings += catalog_findings(self.store, self.tables, rounds, manifest)
+                    self.findings += catalog_findings(self.store, self.sound(), rounds, manifest, self.broken())
+
+    def uses(self, plans: Path | None, records: Path | None, rounds: Sequence[str] | None) -> None:
+        """Plans, runs and training use against each other."""
+        tables = self.sound()
+        with self.readable("uses"):
+            if self.registry:
+                if "runs" in tables and "uses" in tables:
+                    self.findings += registry_use_findings(self.store, self.mend("uses"))
+            elif plans is not None:
+                built = set(self.store.open("catalog").tags.list()) if "catalog" in tables else set()
+                every = built | {name.removeprefix("clips_") for name in tables if name.startswith("clips_")}
+                if rounds is not None:
+                    every &= {SEED_ROUND, *rounds}
+                self.findings += use_findings(
+                    self.store, tables, plans, records, every, every & built, self.clips(), self.broken()
+                )
 
 
 def _base(name: str) -> str:

@@ -247,6 +247,11 @@ def _check_ids(tables: list[pa.Table]) -> None:
             raise StoreError(f"clip {one['values']} is in more than one sealed table")
 
 
+def runs_table(run_records: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of RUNS, of run records as `build_catalog` takes them."""
+    return _run_rows([_parsed(record) for record in run_records])
+
+
 def _run_rows(records: Sequence[dict[str, Any]]) -> pa.Table:
     tables = {run["outputs"].get("digest") for run in records} - {None}
     rows: dict[str, dict[str, Any]] = {}

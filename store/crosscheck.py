@@ -1,13 +1,14 @@
-"""The audit of what was built from the tables: the catalog with its tags, mixture plans, and what a crash left beside.
+"""The audit of what was built from the tables: the catalog with its tags, and what a crash left beside.
 
 Notable: the catalog is compared with the tables value by value, one table at a time, by the columns they share; so it
 is known to be what building it anew would give, without building it.
 """
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +16,9 @@ import pyarrow.compute as pc
 from store.dataset import STAGING, is_remote
 from store.errors import StoreError, few
 from store.finding import Finding
-from store.manifest import read_manifest
-from store.schema import CATALOG, table_schema
+from store.manifest import Tally, read_manifest
+from store.query import equals
+from store.schema import CATALOG, REGISTRY_CATALOG, table_schema
 from store.table import content_manifest
 
 if TYPE_CHECKING:
@@ -28,9 +30,17 @@ _FROM_SCORES = ("gate", "scorer", "oracle_")  # and drift, drift_…
 
 
 def catalog_findings(
-    store: "Store", tables: Sequence[str], rounds: Sequence[str] | None, manifest: Path | None
+    store: "Store",
+    tables: Sequence[str],
+    rounds: Sequence[str] | None,
+    manifest: Path | None,
+    broken: Mapping[str, str],
 ) -> Iterator[Finding]:
-    """A project's catalog against its sealed tables. tables: those that can be read; rounds: of the experiment."""
+    """A project's catalog against its sealed tables.
+
+    tables: those that can be read; rounds: of the experiment; broken: damaged tables, also such as cannot be read, with
+    the repair that is then the catalog's too.
+    """
     of_clips = {"seed": SEED_ROUND} if "seed" in tables else {}
     of_clips |= {name: name.removeprefix("clips_") for name in tables if name.startswith("clips_")}
     if rounds is not None:
@@ -40,11 +50,17 @@ def catalog_findings(
     catalog = store.read("catalog", ["clip_id", "table"])
     for name in sorted(set(catalog["table"].unique().to_pylist()) - of_clips.keys()):
         yield Finding(
-            "error", "catalog", "catalog", name, f"has clips of {name}, which is not there or no part of this", REPAIR
+            "error",
+            "catalog",
+            "catalog",
+            name,
+            f"has clips of {name}, which is not there, cannot be read or is no part of this",
+            broken.get(name, REPAIR),
         )
     for name in of_clips:
-        yield from _same_rows(store, name, "table")
-    yield from _tags(store, of_clips)
+        yield from _same_rows(store, name, "table", tables, broken)
+    if all(name in tables for name in broken if name.startswith(("seed", "clips_"))):  # else nobody knows their rows
+        yield from _tags(store, of_clips, broken)
     if manifest is not None:
         with contextlib.suppress(StoreError):  # one of an older schema, told with the table
             yield from _manifest(store, manifest)
@@ -54,13 +70,63 @@ def registry_findings(store: "Store", tables: Sequence[str]) -> Iterator[Finding
     """A registry's catalog, in which a clip stands once for each experiment that registered it."""
     for name in ("seed", "clips"):
         if name in tables:
-            yield from _same_rows(store, name, "kind")
+            yield from _same_rows(store, name, "kind", tables, {})
+    if "scores" in tables:
+        yield from _scored(store)
 
 
-def _same_rows(store: "Store", name: str, by: str) -> Iterator[Finding]:
+def _scored(store: "Store") -> Iterator[Finding]:
+    """Every entry says what a score of its rollout says.
+
+    A rollout that was scored again by changed code under the same run has the later score alone; the older experiment
+    keeps what it measured. So an entry may differ if another entry of its rollout does not.
+    """
+    columns = _of_scores()
+    said: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    for row in store.read("scores", ["rollout_id", *columns]).to_pylist():
+        said[row["rollout_id"]].add(tuple(row[one] for one in columns))
+    entries = store.read("catalog", ["entry_id", "rollout_id", *columns], where="kind = 'corrective'").to_pylist()
+    fits, wrong = set(), []
+    for row in entries:
+        if tuple(row[one] for one in columns) in said[row["rollout_id"]]:
+            fits.add(row["rollout_id"])
+        else:
+            wrong.append((row["entry_id"], row["rollout_id"]))
+    if ids := sorted(entry for entry, rollout in wrong if rollout not in fits and said[rollout]):
+        words = f"drift or gate of {len(ids)} entries is that of no score of their rollouts: {few(ids)}"
+        yield Finding("error", "catalog", "catalog", ids[0], words, f"bagger register --to {store.uri}")
+
+
+def registration_findings(store: "Store") -> Iterator[Finding]:
+    """Every round's entries are those that were registered: their digest is on record."""
+    repair = f"bagger register --to {store.uri}"
+    rows = store.read("registrations").to_pylist() if store.has("registrations") else []
+    told = {(one["experiment"], one["round"]): one for one in rows}
+    listed = store.read("catalog", ["experiment", "round"]).group_by(["experiment", "round"]).aggregate([])
+    there = set(zip(listed["experiment"].to_pylist(), listed["round"].to_pylist(), strict=True))
+    for experiment, name in sorted(there | told.keys()):
+        subject = f"{experiment}/{name}"
+        if (experiment, name) not in told:
+            yield Finding("error", "catalog", "catalog", subject, "its registration is not on record", repair)
+            continue
+        tally = Tally("catalog", REGISTRY_CATALOG)
+        where = f"{equals('experiment', experiment)} AND {equals('round', name)}"
+        entries = store.read("catalog", REGISTRY_CATALOG.names, where=where)
+        for _batch in tally.over(entries.to_batches(1024)):
+            pass
+        record, seen = told[experiment, name], tally.manifest()
+        if seen.digest != record["digest"]:
+            words = f"{seen.rows} entries with digest {seen.digest[:16]}, the registration says {record['clips']} with "
+            words += f"{record['digest'][:16]}; it was stopped, is under way, or they were changed"
+            yield Finding("error", "catalog", "catalog", subject, words, repair)
+
+
+def _same_rows(
+    store: "Store", name: str, by: str, tables: Sequence[str], broken: Mapping[str, str]
+) -> Iterator[Finding]:
     """The catalog's rows of one table against that table: the same clips, the same values."""
     registry = by == "kind"
-    repair = f"bagger register --to {store.uri}" if registry else REPAIR
+    repair = f"bagger register --to {store.uri}" if registry else broken.get(name, REPAIR)
     schema, _ = table_schema(name)
     shared = [one for one in schema.names if one in CATALOG.names and one != "clip_id"]
     if registry:  # the same clip may come of two runs
@@ -80,11 +146,11 @@ def _same_rows(store: "Store", name: str, by: str) -> Iterator[Finding]:
     rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
     yield from _differences(rows, clips.take(where), shared, name, repair)
     scores = name.replace("clips", "scores")
-    if scores != name and not registry and store.has(scores):
+    if scores != name and not registry and scores in tables:
         measured = store.read(scores, ["rollout_id", *_of_scores()])
         where = pc.index_in(rows["rollout_id"].combine_chunks(), measured["rollout_id"].combine_chunks())
         rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
-        yield from _differences(rows, measured.take(where), _of_scores(), scores, repair)
+        yield from _differences(rows, measured.take(where), _of_scores(), scores, broken.get(scores, repair))
 
 
 def _of_scores() -> list[str]:
@@ -104,7 +170,7 @@ def _differences(rows: pa.Table, truth: pa.Table, columns: Sequence[str], name: 
             yield Finding("error", "catalog", "catalog", rows["clip_id"][place].as_py(), words, repair)
 
 
-def _tags(store: "Store", of_clips: Mapping[str, str]) -> Iterator[Finding]:
+def _tags(store: "Store", of_clips: Mapping[str, str], broken: Mapping[str, str]) -> Iterator[Finding]:
     """Tag rK is the clips of rounds 0 … K, and its version is later than those of the rounds before."""
     catalog = store.open("catalog")
     tags = {name: one["version"] for name, one in catalog.tags.list().items()}
@@ -117,11 +183,13 @@ def _tags(store: "Store", of_clips: Mapping[str, str]) -> Iterator[Finding]:
     for tag in expected:
         if tag not in tags:
             return
-        rows += sum(store.open(name).count_rows() for name, k in of_clips.items() if k == tag)
+        of_tag = [name for name, k in of_clips.items() if k == tag]
+        rows += sum(store.open(name).count_rows() for name in of_tag)
         seen = store.open("catalog", tag).count_rows()
         if seen != rows or tags[tag] <= last:
             words = f"tag {tag} is version {tags[tag]} with {seen} clips; expected {rows} in a version after {last}"
-            yield Finding("error", "tags", "catalog", tag, words, REPAIR)
+            repairs = [broken[name] for name in of_tag if name in broken]
+            yield Finding("error", "tags", "catalog", tag, words, (repairs or [REPAIR])[0])
         last = tags[tag]
 
 
@@ -135,22 +203,6 @@ def _manifest(store: "Store", path: Path) -> Iterator[Finding]:
     if told != seen:
         words = f"table has {seen.rows} rows with digest {seen.digest[:16]}, the manifest says {told.rows} with "
         yield Finding("error", "manifest", "catalog", str(path), words + told.digest[:16], REPAIR)
-
-
-def plan_findings(store: "Store", plans: Path, clips: set[str]) -> Iterator[Finding]:
-    """Every mixture plan is whole, and its clips are there."""
-    from store.mixture import read_plan
-
-    for path in sorted(plans.glob("[!.]*.parquet")):
-        try:
-            plan, _ = read_plan(path)
-        except StoreError as error:
-            yield Finding("error", "plan", "", str(path), str(error), f"dvc checkout --force {path}")
-            continue
-        if absent := sorted(set(plan["clip_id"].unique().to_pylist()) - clips):
-            stage = f"mix@{path.stem}" if path.stem != SEED_ROUND else "mix_r0"
-            words = f"{len(absent)} of its clips are nowhere: {few(absent)}"
-            yield Finding("error", "orphan", "", str(path), words, f"dvc repro {stage}")
 
 
 def leftover_findings(uri: str, folders: Sequence[Path | None]) -> Iterator[Finding]:

@@ -99,6 +99,31 @@ def test_json_is_one_array(bagger, project):
     assert found["stale", "clips_r2"]["severity"] == "warning"
 
 
+@pytest.mark.parametrize("store", ["data/store/", "./data/store", "data/../data/store"])
+def test_the_own_store_may_be_written_otherwise(bagger, project, rows, store):
+    set_rounds(bagger, 1)
+    told = bagger("audit", "--quick", "--json", "--store", store)
+    assert told.out == bagger("audit", "--quick", "--json").out
+    assert "stale" in told.out  # params.yaml is looked at
+    interrupt(rows)
+    assert "interrupted" in bagger("runs", "--store", store).out
+
+
+def test_audit_looks_at_run_records(bagger, project, tiny):
+    set_rounds(bagger, 2)
+    runs = project / "data" / "runs"
+    runs.mkdir()
+    for name, digest in tiny.plans.items():
+        (project / "data" / "plans" / f"{name}.json").write_text(json.dumps({"plan_digest": digest}))
+    for one in tiny.runs:
+        (runs / ("_".join(filter(None, (one["stage"], one["round"]))) + ".json")).write_text(json.dumps(one))
+    assert bagger("audit", "--quick").status == 0
+    (runs / "train_r1.json").unlink()
+    told = bagger("audit", "--quick")
+    assert told.status == 1
+    assert "mend it with: dvc checkout --force data/runs/train_r1.json" in told.out
+
+
 def test_audit_of_nothing_is_an_error(bagger, project):
     told = bagger("audit", "--store", "elsewhere")
     assert (told.status, told.err) == (

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import time
+from types import SimpleNamespace
 
 import lance
 import numpy as np
@@ -11,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from store import Store
-from store.audit import audit
+from store.audit import _Audit, audit
+from store.catalog import build_catalog
 from store.digest import bytes_sha256
 from store.manifest import write_manifest
 from store.mixture import read_plan, write_plan
@@ -218,6 +221,108 @@ def test_damaged_files_strange_tables_and_leftovers(tiny_copy):
     assert found["error", "plan", ""].repair == f"dvc checkout --force {tiny_copy.files['r2']}"
 
 
+def with_records(tiny):
+    """The files of a whole project beside the tables; gives the settings that look at them."""
+    (tiny.root / "runs").mkdir()
+    for one in tiny.runs:
+        name = "_".join(filter(None, (one["stage"], one["round"])))
+        (tiny.root / "runs" / f"{name}.json").write_text(json.dumps(one))
+    for name, digest in tiny.plans.items():
+        (tiny.root / "plans" / f"{name}.json").write_text(json.dumps({"plan_digest": digest}))
+    return {"records": tiny.root / "runs"}
+
+
+def test_runs_and_training_use_are_what_plans_and_records_say(tiny_copy):
+    settings = with_records(tiny_copy)
+    assert look(tiny_copy, **settings) == []
+    breaks = {
+        "half of the rows": ("uses", lambda rows: rows[::2], "rows of the plans and run records are not there"),
+        "no steps": ("uses", lambda rows: [one.update(steps=[]) for one in rows] and rows, "steps of 15 rows differs"),
+        "one more": ("uses", lambda rows: [*rows, rows[0] | {"use_id": "plan-x/seed-0"}], "1 rows that the plans"),
+        "no mixing": ("runs", lambda rows: [one for one in rows if one["stage"] != "mix"], "3 rows of the run records"),
+        "other device": ("runs", lambda rows: rows[0].update(device="abacus"), "device of 1 rows differs"),
+    }
+    breaks["another model"] = (
+        "uses",
+        lambda rows: [one.update(model_digest=tiny_copy.models["base"]) for one in rows] and rows,
+        "model_digest of 15 rows differs",
+    )
+    for name, change, words in breaks.values():
+        path = tiny_copy.store / f"{name}.lance"
+        before = lance.dataset(str(path)).to_table()
+        rows = before.to_pylist()
+        changed = change(rows) or rows
+        shutil.rmtree(path)
+        lance.write_dataset(pa.Table.from_pylist(changed, before.schema), str(path))
+        (found,) = look(tiny_copy, **settings)
+        assert words in found.seen
+        assert (found.check, found.table, found.repair) == (name, name, "dvc repro catalog")
+        shutil.rmtree(path)
+        lance.write_dataset(before, str(path))
+
+
+@pytest.mark.parametrize("path", ["plans/r2.parquet", "plans/r0.json", "runs/train_r1.json", "runs/score_r1.json"])
+def test_plans_and_run_records_must_be_there(tiny_copy, path):
+    settings = with_records(tiny_copy)
+    (tiny_copy.root / path).unlink()
+    (found,) = look(tiny_copy, **settings)
+    assert found.subject == str(tiny_copy.root / path)
+    assert found.repair == f"dvc checkout --force {tiny_copy.root / path}"
+    if path.endswith("parquet"):  # known without records, too
+        assert look(tiny_copy) == [found]
+
+
+def test_a_model_that_trained_on_another_plan_is_to_be_trained_again(tiny_copy):
+    settings = with_records(tiny_copy)
+    path = tiny_copy.root / "runs" / "train_r1.json"
+    record = json.loads(path.read_text())
+    record["inputs"]["plan_digest"] = "0" * 64
+    path.write_text(json.dumps(record))
+    found = {one.check: one for one in look(tiny_copy, **settings)}
+    assert found["plan"].repair == "dvc repro train@r1"
+    assert found["runs"].repair == "dvc repro catalog"
+    path.write_text("{")
+    assert ("record", "", str(path)) in checks(look(tiny_copy, **settings))
+
+
+def test_a_table_that_cannot_be_read_is_the_one_repair(tiny_copy):
+    settings = with_records(tiny_copy)
+    data = next((tiny_copy.store / "clips_r1.lance" / "data").iterdir())
+    os.truncate(data, data.stat().st_size // 2)
+    found = look(tiny_copy, **settings, catalog_manifest=None)
+    assert {one.repair for one in found} == {f"dvc checkout --force {tiny_copy.store}/clips_r1.lance"}
+    assert [one.table for one in found if one.check == "unreadable"] == ["clips_r1"]
+    assert sum(one.table == "uses" for one in found) == 1
+
+
+def test_a_missing_parent_is_one_finding_and_many_orphans_take_no_longer(tiny_copy, rows):
+    shutil.rmtree(tiny_copy.store / "rollouts_r1.lance")
+    found = [one for one in look(tiny_copy) if one.check == "orphan" and one.table == "clips_r1"]
+    assert [one.seen for one in found] == [
+        "rollout_id of 2 rows is of rollouts_r1, which cannot be read",
+        "was_derived_from of 2 rows is of rollouts_r1, which cannot be read",
+    ]
+    assert {one.repair for one in found} == {f"dvc checkout --force {tiny_copy.store}/rollouts_r1.lance"}
+    (scores,) = rows.scores("r2")[:1]
+    many = [scores | {"rollout_id": f"rollout-{n}", "was_derived_from": ["rollout-r2-0"]} for n in range(20_000)]
+    rows.seal(tiny_copy.root, "scores_r2", many)
+    began = time.process_time()
+    found = [one for one in look(tiny_copy, tables=["scores_r2"]) if one.check == "orphan"]
+    assert len(found) == 20_000
+    assert time.process_time() - began < 5  # 20 s where each orphan is looked for by itself
+
+
+def test_what_a_server_says_is_not_repeated(tiny):
+    error = OSError("GET https://team.s3/x?X-Amz-Credential=AKIASECRET&X-Amz-Signature=abc failed\nmore")
+    found = _Audit(SimpleNamespace(uri="s3://team/registry", names=list), None, ())
+    found.registry = True
+    found._unreadable("clips", error)
+    found._unreadable("seed", OSError(""))
+    assert "SECRET" not in str(found.findings)
+    assert "'team'" in found.findings[0].seen
+    assert found.findings[1].seen == "cannot read s3://team/registry/seed.lance: Lance gave up"
+
+
 def test_tables_may_be_chosen(tiny_copy):
     rewrite(tiny_copy, "clips_r1", lambda rows: rows[0].update(video=b""))
     assert look(tiny_copy, tables=["seed", "clips_r2"]) == []
@@ -245,3 +350,42 @@ def test_a_registry_is_audited_too(tiny_copy):
     }
     assert {one.repair for one in found} == {f"bagger register --to {uri}"}
     assert json.dumps([vars(one) for one in found])
+
+
+def test_a_registry_knows_its_scores_entries_and_trainings(tiny_copy):
+    uri = tiny_copy.root / "registry"
+    register(Store(tiny_copy.store), uri, "one", rounds=["r1"])
+    assert audit(Store(uri), decode=False) == []  # though it knows of the training of r2
+    repair = f"bagger register --to {uri}"
+
+    def broken(name, change):
+        dataset = lance.dataset(str(uri / f"{name}.lance"))
+        before = dataset.version
+        change(dataset)
+        found = audit(Store(uri), decode=False)
+        lance.dataset(str(uri / f"{name}.lance"), version=before).restore()
+        assert {one.repair for one in found} == {repair}
+        return [(one.table, one.subject, one.seen.partition(":")[0]) for one in found]
+
+    strange = "drift or gate of 2 entries is that of no score of their rollouts"
+    assert broken("scores", lambda one: one.update({"drift": "99.0"})) == [("catalog", "one/r1/clip-r1-0", strange)]
+    found = broken("catalog", lambda one: one.update({"drift": "99.0"}, where="round = 'r1'"))
+    assert [subject for _, subject, _ in found] == ["one/r1", "one/r1/clip-r1-0"]
+    found = broken("catalog", lambda one: one.update({"gate": "'black'"}, where="round = 'r0'"))
+    assert [subject for _, subject, _ in found] == ["one/r0"]
+    model = tiny_copy.models["r1"]
+    found = broken("uses", lambda one: one.delete("clip_id = 'seed-0' AND round = 'r1'"))
+    assert [(table, subject) for table, subject, _ in found] == [("uses", model)]
+    assert "the plan has 12" in found[0][2]
+    assert ("uses", model) in [one[:2] for one in broken("uses", lambda one: one.delete("round = 'r1'"))]
+
+
+def test_experiments_that_measured_otherwise_are_both_right(tiny_copy, rows):
+    uri = tiny_copy.root / "registry"
+    register(Store(tiny_copy.store), uri, "one")
+    measured = rows.scores("r2")
+    measured[0]["drift"] = 0.7
+    rows.seal(tiny_copy.root, "scores_r2", measured)
+    build_catalog(tiny_copy.store, ["r1", "r2"], tiny_copy.runs, tiny_copy.files)
+    register(Store(tiny_copy.store), uri, "two")
+    assert audit(Store(uri), decode=False) == []
