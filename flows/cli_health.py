@@ -85,8 +85,8 @@ def audit(
 ) -> None:
     """Check that the store is whole, and name the repair where it is not.
 
-    Tables against their manifests, ids, blobs, videos frame by frame, parents, catalog with its tags, mixture plans,
-    leftovers of crashes. Nothing is changed. Status 1 if there is an error, 0 if there are warnings at most.
+    Tables against their manifests, ids, blobs, videos frame by frame, parents, catalog with its tags, mixture plans
+    and run records with what was made of them, leftovers of crashes. Nothing is changed. Status 1 if there is an error, 0 if there are warnings at most.
     """
     from store.audit import audit as look
     from store.dataset import is_remote
@@ -101,13 +101,14 @@ def audit(
     data = Path(store).parent
     manifests = data / "manifests"
     has_manifests = local and manifests.is_dir()
+    has_records = has_manifests and (data / "runs").is_dir()  # of runs, each round of which needs its plan too
     catalog = data / "catalog.json"
     with _rows("audit") as advance:
         findings = look(
             opened,
             manifests if has_manifests else None,
-            data / "plans" if has_manifests else None,
-            records=data / "runs" if has_manifests and (data / "runs").is_dir() else None,
+            data / "plans" if has_records or (has_manifests and (data / "plans").is_dir()) else None,
+            records=data / "runs" if has_records else None,
             catalog_manifest=catalog if has_manifests else None,
             rounds=_rounds() if own else None,
             tables=tables or (),

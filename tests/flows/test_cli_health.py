@@ -122,6 +122,8 @@ def test_audit_looks_at_run_records(bagger, project, tiny):
     told = bagger("audit", "--quick")
     assert told.status == 1
     assert "mend it with: dvc checkout --force data/runs/train_r1.json" in told.out
+    shutil.rmtree(project / "data" / "plans")
+    assert "error: plan (3)" in bagger("audit", "--quick").out
 
 
 def test_audit_of_nothing_is_an_error(bagger, project):
