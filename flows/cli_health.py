@@ -86,7 +86,8 @@ def audit(
     """Check that the store is whole, and name the repair where it is not.
 
     Tables against their manifests, ids, blobs, videos frame by frame, parents, catalog with its tags, mixture plans
-    and run records with what was made of them, leftovers of crashes. Nothing is changed. Status 1 if there is an error, 0 if there are warnings at most.
+    and run records with what was made of them, leftovers of crashes. Nothing is changed. Status 1 if there is an error,
+    0 if there are warnings at most.
     """
     from store.audit import audit as look
     from store.dataset import is_remote
