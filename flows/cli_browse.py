@@ -68,7 +68,9 @@ def browse(
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")] = False,
 ) -> None:
-    """Look at clips on a local page: filter by round and drift, watch, read where they come from.
+    """Look at clips on a local page.
+
+    Filter by round and drift, watch them beside their rollouts and seed clips, read where they come from.
 
     The page shows each corrective clip next to its rollout and its seed clip, the drift of every frame, lineage, the
     rewrite of the prompt and the training that used it. It only reads, is reachable from this machine alone, and runs

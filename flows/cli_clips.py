@@ -133,7 +133,7 @@ def clips(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
     store: StoreUri = str(paths.STORE),
 ) -> None:
-    """List clips and their scores, count them, or write them to a file.
+    """List clips by their scores, count them, write them to a file.
 
     Corrective clips only, unless --kind, --run or --round r0 says otherwise.
     """
@@ -228,10 +228,11 @@ def stats(
     as_csv: Csv = False,
     store: StoreUri = str(paths.STORE),
 ) -> None:
-    """Sum up clips by group: how many, the share that failed a hard gate, how the drift and its parts are spread.
+    """Sum up clips by group: how many, and how drift is spread.
 
-    Corrective clips only, unless --kind, --run or --round r0 says otherwise. The table has a line for each measure,
-    JSON and CSV have a row for each group.
+    With the share that failed a hard gate, and quantiles of drift and each of its parts. Corrective clips only, unless
+    --kind, --run or --round r0 says otherwise. The table has a line for each measure, JSON and CSV have a row for each
+    group.
     """
     _exclude({"--json": as_json, "--csv": as_csv})
     keys = [name.strip() for one in by or ["round"] for name in one.split(",")]

@@ -75,7 +75,9 @@ def diff(
     as_json: Json = False,
     store: StoreUri = str(paths.STORE),
 ) -> None:
-    """Compare two states of the data: clips added, removed and changed, and their drift side by side.
+    """Compare two states of the data, clip by clip.
+
+    Clips added, removed and changed, and their drift side by side.
 
     A changed clip has the same id but another score, prompt, gate or other value. Nothing is checked out: the catalog
     of an earlier revision comes from DVC's cache or remote and stays in .work/revisions.
@@ -121,9 +123,7 @@ def _state(store: Store, uri: str, name: str) -> _State:
     if name == NOW:
         return _State(store, None, None, "now")
     if not name:
-        raise CommandError(
-            "a name is empty; allowed: a tag (r1), a git revision, REV:r1, or . for the store as it is"
-        )
+        raise CommandError("a name is empty; allowed: a tag (r1), a git revision, REV:r1, or . for the store as it is")
     match = _TAG.fullmatch(name)
     rev, at = (match["rev"], match["tag"]) if match else (name, None)
     if rev in ("", NOW):

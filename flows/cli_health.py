@@ -156,7 +156,9 @@ def gc(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Delete unfinished runs too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete what nothing needs: half-sealed tables, drafts, untagged catalog versions, cached revisions.
+    """Delete what nothing needs, or with --dry-run list it.
+
+    Half-sealed tables, drafts, untagged catalog versions, cached revisions.
 
     Only in .work and data/store, never what a running stage uses. Unfinished runs stay unless you say otherwise;
     tables of rounds that params.yaml no longer has stay always, with the command that removes them. Run it in the
@@ -200,7 +202,7 @@ def runs(
     as_json: Json = False,
     store: StoreUri = str(paths.STORE),
 ) -> None:
-    """List the runs of stages: those that ended, with seconds and device, and those that were interrupted.
+    """List the runs of stages: ended, running, interrupted.
 
     Ended runs stand in table `runs` once the catalog is built; interrupted ones are known from .work.
     """

@@ -50,7 +50,7 @@ def lineage(
     store: StoreUri = str(paths.STORE),
     rev: Rev = None,
 ) -> None:
-    """Show everything a thing was made of, or with --forward everything it became, as a tree.
+    """Show what a thing was made of, with --forward what it became.
 
     In the tree a thing is told once, nearest to ID; other mentions say where. ID itself tells all its facts, the others
     the chief ones. With --json each thing of the tree is an object with all of them; `child` (with --forward: `parent`)
