@@ -1,4 +1,4 @@
-"""What tests of commands share: a small project of git and DVC with a past."""
+"""What tests of commands share: running a command line, and a small project of git and DVC with a past."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from flows.cli import main
 from store.catalog import build_catalog
 from store.table import table_names
 
@@ -28,6 +29,20 @@ def dvc(root: Path, *words: str) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, f"dvc {' '.join(words)}:\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture
+def bagger(capsys):
+    """Runs a command line in this process: status, stdout, stderr."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(one) for one in arguments])
+        told = capsys.readouterr()
+        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from flows.cli import main
 from store import Store
 from store.catalog import build_catalog
 from store.digest import bytes_sha256, id_of
@@ -81,20 +80,6 @@ def build(root: Path, rows: SimpleNamespace, count: int = COUNT, drifts: float =
     ]
     build_catalog(root / "store", ["r1"], runs, {"r1": plan})
     return root / "store"
-
-
-@pytest.fixture
-def bagger(capsys):
-    """Runs a command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

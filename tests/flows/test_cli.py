@@ -10,33 +10,17 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import lance
 import numpy as np
 import pytest
 
-from flows.cli import main
 from store.latents import pack_latents
 from store.schema import CATALOG, SCHEMA_VERSION, VERSION_KEY
 from store.table import read_table
 from store.video import decode_video, probe
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bagger(capsys):
-    """Runs a command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
-
-    return run
 
 
 def process(code: str, *arguments: object, **settings) -> subprocess.CompletedProcess:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import lance
 import numpy as np
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.cli import main
 from store import Store
 from store.digest import bytes_sha256
 from store.schema import CATALOG, REGISTRY_CATALOG
@@ -28,20 +26,6 @@ PROMPTS = {
     "clip-r2-0": " +1 leading space, 日本語 \t",
     "clip-r2-1": "a red disc\rmoves",
 }
-
-
-@pytest.fixture
-def bagger(capsys):
-    """Runs a command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

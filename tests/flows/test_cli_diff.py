@@ -12,26 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from flows.cli import main
 from store import Store
 from store.dataset import write_fresh
 from store.schema import REGISTRY_CATALOG
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bagger(capsys):
-    """Runs a command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
-
-    return run
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import lance
 import pytest
 
-from flows.cli import main
 from flows.garbage import Garbage, garbage, remove
 from flows.process import acquire_lock
 from flows.stage import Stage
@@ -21,20 +19,6 @@ from store.manifest import write_manifest
 from store.table import StoreError, WorkingTable, table_schema
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bagger(capsys):
-    """Runs a command line in this process: status, stdout, stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(one) for one in arguments])
-        told = capsys.readouterr()
-        return SimpleNamespace(status=end.value.code, out=told.out, err=told.err)
-
-    return run
 
 
 @pytest.fixture
