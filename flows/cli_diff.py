@@ -111,8 +111,8 @@ class _State:
 def _state(store: Store, uri: str, name: str) -> _State:
     """Raises RevisionError or StoreError if the name is neither a tag nor a revision."""
     from store.catalog import catalog_rounds
-    from store.dataset import is_remote
     from store.errors import StoreError
+    from store.remote import is_remote
 
     if is_remote(uri) or _is_registry(store):
         if name == NOW:

@@ -90,7 +90,7 @@ def audit(
     0 if there are warnings at most.
     """
     from store.audit import audit as look
-    from store.dataset import is_remote
+    from store.remote import is_remote
 
     began = time.monotonic()
     own = _is_own(store)

@@ -27,9 +27,9 @@ from typing import Any
 
 from flows.progress import progress_bar
 from store import Store
-from store.dataset import is_remote
 from store.errors import StoreError, nearest, printable
 from store.manifest import OlderError
+from store.remote import is_remote
 
 FOLDER = Path(".work/revisions")  # in the project's root
 LOCK = "dvc.lock"

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from store.dataset import LANCE_ERRORS, place, staged, write_fresh
 from store.digest import ID_DIGITS, canonical_json, digest, file_sha256
 from store.errors import StoreError
-from store.manifest import Tally, columns_of
+from store.manifest import columns_of, manifest_of
 from store.mapped import FILE as MAPPED_FILE
 from store.mapped import LEAST_ROWS, SORTED_BY, write_mapped
 from store.scan import sort_rows
@@ -104,10 +104,7 @@ def append_round(path: Path, tag: str, rows: pa.Table, made_of: Mapping[str, str
 
 def _content(batches: Iterable[pa.RecordBatch]) -> str:
     """Digest of a round's rows, by which damage is told from what can be kept."""
-    tally = Tally("catalog", CATALOG)
-    for _batch in tally.over(batches):
-        pass
-    return tally.manifest().digest
+    return manifest_of("catalog", CATALOG, batches).digest
 
 
 def _made_of(tag: str, sources: Mapping[str, str] | None) -> dict[str, str]:

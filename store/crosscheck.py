@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.dataset import STAGING, is_remote
+from store.catalog import SEED_ROUND
+from store.dataset import STAGING
 from store.errors import StoreError, few
 from store.finding import Finding
-from store.manifest import Tally, read_manifest
+from store.manifest import manifest_of, read_manifest
 from store.query import equals
+from store.remote import is_remote
 from store.schema import CATALOG, REGISTRY_CATALOG, table_schema
 from store.table import content_manifest
 
 if TYPE_CHECKING:
     from store.database import Store
 
-SEED_ROUND = "r0"
 REPAIR = "dvc repro catalog"
 _FROM_SCORES = ("gate", "scorer", "oracle_")  # and drift, drift_…
 
@@ -109,12 +110,10 @@ def registration_findings(store: "Store") -> Iterator[Finding]:
         if (experiment, name) not in told:
             yield Finding("error", "catalog", "catalog", subject, "its registration is not on record", repair)
             continue
-        tally = Tally("catalog", REGISTRY_CATALOG)
         where = f"{equals('experiment', experiment)} AND {equals('round', name)}"
         entries = store.read("catalog", REGISTRY_CATALOG.names, where=where)
-        for _batch in tally.over(entries.to_batches(1024)):
-            pass
-        record, seen = told[experiment, name], tally.manifest()
+        record = told[experiment, name]
+        seen = manifest_of("catalog", REGISTRY_CATALOG, entries.to_batches(1024))
         if seen.digest != record["digest"]:
             words = f"{seen.rows} entries with digest {seen.digest[:16]}, the registration says {record['clips']} with "
             words += f"{record['digest'][:16]}; it was stopped, is under way, or they were changed"

@@ -40,7 +40,6 @@ _ROLLOUT = ("round", "prompt", "settings", "rng_name", "prefix_frames", "prefix_
 _RUN = ("stage", "round", "git_commit", "device", "host", "started_at_time", "ended_at_time", "seconds",
         "flow_run_id", "params")  # fmt: skip
 _JSON = {"settings", "verdicts", "extra", *JSON_COLUMNS}
-_LINKS = ("was_derived_from", "was_generated_by")
 _ROUND = re.compile(r"(?:(?P<experiment>.+)/)?(?P<round>r[0-9]+)")
 _FEW = 8  # things that are looked for one by one
 SCORE = "/score"  # ending of a score's id, which is its rollout's otherwise

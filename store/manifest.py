@@ -81,6 +81,14 @@ class Tally:
         return Manifest(self.name, self.rows, SCHEMA_VERSION, shape, content)
 
 
+def manifest_of(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Manifest:
+    """The manifest of rows that nobody else wants to see."""
+    tally = Tally(name, schema)
+    for _batch in tally.over(batches):
+        pass
+    return tally.manifest()
+
+
 # One column as bytes: a part of the same width in every row, [N, width] uint8, and parts of any width, each a buffer
 # with N + 1 offsets. What is null and how long the latter are stands in the former, so no two rows have the same bytes.
 _Parts = tuple[np.ndarray, list[tuple[memoryview, np.ndarray]]]

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.dataset import is_remote
+from store.remote import is_remote
 
 FILE = "_scalars.arrow"
 SORTED_BY = "drift"  # descending in each round, unknown last, then by clip_id

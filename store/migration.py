@@ -88,7 +88,7 @@ def migrate(
     if records := _older_records(runs):
         found.append(Migrated("run records", 1, len(records)))
         for path in () if dry_run else records:
-            _write(path, _run_2(json.loads(path.read_text(encoding="utf-8"))))
+            _write(path, _run_2(_json(path, "run record")))
     built = [name for name in _BUILT if name in versions and versions[name] < SCHEMA_VERSION]
     found += [Migrated(name, versions[name], counts[name]) for name in built]
     if not dry_run and "catalog" in versions and (built or not _has_manifest(catalog_manifest)):

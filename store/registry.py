@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from store.catalog import SEED_ROUND, catalog_rounds
 from store.dataset import LANCE_ERRORS, dataset_uri, lance_error, open_dataset
 from store.errors import StoreError, few, nearest
-from store.manifest import Tally, columns_of
+from store.manifest import columns_of, manifest_of
 from store.query import equals
 from store.remote import NoTable, check_remote, is_remote, storage_options
 from store.schema import CLIPS, REGISTRATIONS, REGISTRY_CATALOG, ROLLOUTS, RUNS, SCORES, SEED, USES
@@ -229,10 +229,7 @@ def _claim(
 
     The first of two registrations with different entries has the name; with `replace` the last.
     """
-    tally = Tally("catalog", REGISTRY_CATALOG)
-    for _batch in tally.over(entries.to_batches(1024)):
-        pass
-    digest = tally.manifest().digest
+    digest = manifest_of("catalog", REGISTRY_CATALOG, entries.to_batches(1024)).digest
     row = {
         "registration_id": f"{experiment}/{name}",
         "experiment": experiment,

@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store import predicate
-from store.dataset import LANCE_ERRORS, is_remote, lance_error
+from store.dataset import LANCE_ERRORS, lance_error
 from store.errors import StoreError, nearest
 from store.mapped import SORTED_BY, Mapped, open_mapped
+from store.remote import is_remote
 
 TEXT_COLUMN = "prompt"
 TIES = ("clip_id", "entry_id")  # in whose order equally near rows come

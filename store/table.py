@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 
 from store.dataset import LANCE_ERRORS, dataset_uri, open_dataset, place, staged, write_fresh
 from store.errors import StoreError, few, nearest
-from store.manifest import Manifest, Tally, columns_of, read_manifest, write_manifest
+from store.manifest import Manifest, Tally, columns_of, manifest_of, read_manifest, write_manifest
 from store.remote import is_remote, remote_error
 from store.schema import table_schema, table_stage
 
@@ -224,10 +224,7 @@ def content_manifest(store_dir: Path, name: str) -> Manifest:
     """The manifest of a sealed table, computed anew from its rows."""
     dataset = open_table(store_dir, name)
     schema, _ = table_schema(name)
-    tally = Tally(name, schema)
-    for _batch in tally.over(dataset.to_batches(columns=schema.names, batch_size=_batch_rows(schema))):
-        pass
-    return tally.manifest()
+    return manifest_of(name, schema, dataset.to_batches(columns=schema.names, batch_size=_batch_rows(schema)))
 
 
 def _batch_rows(schema: pa.Schema) -> int:
