@@ -257,6 +257,7 @@ def load(name: str, source: str | Path | None = None, revision: str | None = Non
     """
     if name not in NAMES:
         raise ExtractorError(f"no extractor {name!r}; there are {', '.join(NAMES)}")
+    check_device(device)
     if name == "random-conv":
         if source is not None or revision is not None:
             raise ExtractorError("random-conv is made here, it takes neither source nor revision")
@@ -374,6 +375,16 @@ class RandomConv(Extractor):
 
 
 # ---------------------------------------------------------------- small things
+
+
+def check_device(device: str) -> None:
+    """ExtractorError unless torch can put a tensor there."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # without CUDA, torch asserts
+        raise ExtractorError(f"device {device!r} cannot be used: {one_line(error)}") from error
 
 
 def check_frames(frames: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from model import extractors
@@ -261,6 +262,32 @@ def test_code_of_a_repository_does_not_run(copy):
         path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": evil}))
     load("dinov2", folder).frames(clip(1))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "headed"), [("videomae", "VideoMAEForPreTraining"), ("dinov2", "Dinov2ForImageClassification"),
+                         ("dino", "ViTModel")]
+)  # fmt: skip
+def test_checkpoints_with_a_head_give_the_body_under_it(tmp_path, name, headed):
+    # As they are published: names with a prefix, and layers that are not asked for.
+    torch.manual_seed(3)
+    config = tiny.config(name)
+    if name == "videomae":
+        config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads = 16, 1, 2
+        config.use_mean_pooling = False  # as in MCG-NJU/videomae-base
+    whole = getattr(transformers, headed)(config).eval()
+    whole.save_pretrained(tmp_path)
+    tiny.processor(name).save_pretrained(tmp_path)
+    extractor = load(name, tmp_path)
+    body = getattr(whole, whole.base_model_prefix, whole)
+    for key, weight in extractor.model.state_dict().items():
+        assert torch.equal(weight, body.state_dict()[key]), key
+
+
+def test_a_device_that_is_not_there(folders):
+    for name in ("dinov2", "random-conv"):
+        with pytest.raises(ExtractorError, match="device 'tpu9'"):
+            load(name, folders.get(name), device="tpu9")
 
 
 def test_a_folder_without_processor_or_tokenizer(copy):

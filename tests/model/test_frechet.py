@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from model import frechet
+from model.extractors import load
 from model.frechet import FrechetError
 from model.rng import numpy_generator
 
@@ -159,3 +161,44 @@ def test_standardize_drops_what_hardly_varies():
     assert (two - one[:3])[0, 0] * real.reshape(-1, 4).std(axis=0)[[0, 1, 3]] == pytest.approx([2, 2, 2])
     with pytest.raises(FrechetError, match="do not vary"):
         frechet.standardize(np.ones((4, 3)))
+
+
+@pytest.fixture(scope="module")
+def clips() -> np.ndarray:
+    """Soft textures that glide: uint8 [16, 12, 32, 32, 3]."""
+    made = []
+    for i in range(16):
+        rng = numpy_generator("test frechet", "clips", i)
+        texture = gaussian_filter(rng.random((32, 32, 3)), (1.5, 1.5, 0), mode="wrap")
+        texture = 0.5 + 0.15 * (texture - texture.mean()) / texture.std()
+        step = rng.integers(1, 4)
+        made.append([np.roll(texture, t * step, axis=1) for t in range(12)])
+    return (np.array(made).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def test_random_features_tell_drift_from_real_clips_and_windows_tell_freezing(clips):
+    """What can be had without a download, end to end: appearance is seen by both, freezing by windows alone."""
+    extractor = load("random-conv")
+    bounds = frechet.windows(12, 4, 4)
+    real, held = clips[:10], clips[10:]
+    white, frozen = held.astype(np.float64), held.copy()
+    for t in range(4, 12):
+        white[:, t] += (255 - white[:, t]) * 0.4 * (t - 3) / 8
+        frozen[:, t] = frozen[:, 4]
+    sets = {"clean": held, "white": white.astype(np.uint8), "frozen": frozen}
+
+    def curves(embed) -> dict[str, np.ndarray]:
+        features = [np.array([embed(clip) for clip in group]) for group in (real, *sets.values())]
+        reference, *others = frechet.standardize(*features)
+        whole = frechet.windows(reference.shape[1], reference.shape[1] // 3, reference.shape[1] // 3)
+        found = [frechet.over_time(reference, other, whole, frechet.kid) for other in others]
+        return dict(zip(sets, found, strict=True))
+
+    by_frame = curves(extractor.frames)
+    by_window = curves(lambda clip: extractor.windows(clip, bounds))
+    for found in (by_frame, by_window):
+        assert np.abs(found["clean"]).max() < 1
+        assert found["white"][0] == pytest.approx(found["clean"][0])
+        assert found["white"][2] > found["white"][1] > 100
+    assert np.abs(by_frame["frozen"] - by_frame["clean"]).max() < 1
+    assert by_window["frozen"][1:].min() > 10
