@@ -12,7 +12,7 @@ import re
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"bagger.schema_version"
 
 LOOK_SIZE = 96  # of the embeddings in store/embedding.py
@@ -50,25 +50,78 @@ _EMBEDDINGS = [
     _field("look", pa.list_(_real, LOOK_SIZE), "embedding look@1 of the frames: colours of a grid at start and end"),
     _field("words", pa.list_(_real, WORDS_SIZE), "embedding words@1 of the prompt: hashed words and word pairs, unit"),
 ]
-_FEATURES = {  # feature: what it is, a frame
+# Features of frames (model/features.py), a float a frame.
+FEATURES = {
     "saturation": "mean HSV saturation, 0 to 1",
+    "colorfulness": "Hasler and Süsstrunk's colourfulness, of RGB in 0 to 1",
+    "cr": "mean colour difference R - Y of the coarse picture",
+    "cb": "mean colour difference B - Y of the coarse picture",
+    "chroma_spread": "standard deviation of the colour differences of the coarse picture",
+    "luma": "mean luma, 0 to 1",
     "contrast": "standard deviation of luma, 0 to 0.5",
+    "contrast_coarse": "standard deviation of luma of the coarse picture, 0 to 0.5",
+    "clipped_high": "share of pixels with a channel of 250 or more",
+    "clipped_low": "share of pixels with no channel above 5",
+    "entropy": "entropy of the histogram of luma, bits",
     "sharpness": "logarithm of the variance of luma's Laplacian",
+    "detail": "logarithm of the variance of luma's Laplacian over its mean squared gradient",
+    "blur": "perceptual blur (Crete et al.), 0 to 1",
+    "spectral_slope": "slope of log power on log frequency",
+    "high_frequency": "share of power above 0.25 cycles a pixel",
+    "lab_l": "mean CIELAB lightness, 0 to 100",
+    "lab_a": "mean CIELAB a, green to red",
+    "lab_b": "mean CIELAB b, blue to yellow",
     "motion": "mean absolute change of luma from the frame before, 0 to 1",
+    "flow": "mean of the largest 5 % of optical-flow magnitudes, share of the short side a frame",
+    "flicker": "absolute second difference of mean luma",
+    "ssim_first": "SSIM to the first frame, -1 to 1",
+    "naturalness": "distance of local statistics from those of seed frames, as NIQE; higher is less natural",
 }
+# Parts of the drift (model/drift.py): what each is called when it goes down, and up.
+DRIFT_PARTS = {
+    "saturation": ("under-saturating", "over-saturating"),
+    "exposure": ("darkening", "over-exposing"),
+    "contrast": ("losing-contrast", "gaining-contrast"),
+    "detail": ("blurring", "noising"),
+    "cast": ("", "color-casting"),
+    "motion": ("freezing", "speeding-up"),
+    "flicker": ("steadying", "flickering"),
+}
+NO_PART = "none"
 _ORACLE = [
-    _field("oracle_object_present", _real, "toy world: share of the objects still there, 0 to 1", null=True),
-    _field("oracle_color_error", _real, "toy world: RGB distance of the objects' colours, 0 to 1.73", null=True),
-    _field("oracle_position_error", _real, "toy world: distance of the objects' centres, in widths", null=True),
-    _field("oracle_background_error", _real, "toy world: mean absolute RGB error of the background, 0 to 1", null=True),
+    _field(f"oracle_{name}", _real, f"toy world: {what}", null=True)
+    for name, what in {
+        "object_present": "share of the objects still there, 0 to 1",
+        "count_error": "objects too many or too few",
+        "color_error": "RGB distance of the objects' colours, 0 to 1.73",
+        "area_error": "absolute logarithm of the objects' areas over the true ones",
+        "position_error": "distance of the objects' centres from the true ones, in widths",
+        "trajectory_error": "jumps of the objects' paths, RMS, in widths",
+        "direction_error": "motion against the caption, 0 to 1",
+        "order_error": "change of size, colour or opacity against the caption, 0 to 1",
+        "background_error": "mean absolute RGB error of the background, 0 to 1",
+        "error": "mean of the others, each in its own scale, 0 to 1",
+    }.items()
 ]
-
-
-def _drift(null: bool) -> list[pa.Field]:
-    parts = [_field(f"drift_{f}", _real, f"signed {f} drift, 1 = what real clips change", null) for f in _FEATURES]
-    return [*parts, _field("drift", _real, "root mean square of the drift parts, >= 0", null)]
-
-
+_DRIFT = [
+    *[
+        _field(
+            f"drift_{name}", _real, f"signed: {up}{f' above 0, {down} below' if down else ''}; 1 = as real clips", True
+        )
+        for name, (down, up) in DRIFT_PARTS.items()
+    ],
+    _field("drift", _real, "root mean square of the drift parts, >= 0; null if it could not be measured", null=True),
+    _field("drift_z", _real, "robust z of drift among real clips", null=True),
+]
+_MOVED = [
+    _field("drift_part", _text, "what moved most: over-saturating, darkening, freezing …; none", null=True),
+    _field("drift_parts", _text, "everything that moved, most first, separated by commas", null=True),
+]
+_OTHER_SCORES = [
+    _field("seam", _real, "change across chunk borders over that within chunks; 1 = no seam", null=True),
+    _field("naturalness_drift", _real, "naturalness of the tail minus that of the real prefix, signed", null=True),
+    _field("latent_drift", _real, "distance of the tail's latent statistics from the prefix's, >= 0", null=True),
+]
 SEED = _schema(
     _field("clip_id", _text, "seed-…"),
     _field("kind", _text, "seed"),
@@ -106,14 +159,20 @@ SCORES = _schema(
     _field("rollout_id", _text, "rollout-…"),
     _field("round", _text, "r1 …"),
     _field("scorer", _text, "name@version"),
-    *[_field(f, pa.list_(_real), f"{what}; a frame each, in generation order") for f, what in _FEATURES.items()],
     *[
-        _field(f"delta_{f}", _real, f"{f} of the generated tail minus that of the own real prefix, signed")
-        for f in _FEATURES
+        _field(name, pa.list_(_real), f"{what}; a frame each, in generation order", null=True)
+        for name, what in FEATURES.items()
     ],
-    *_drift(null=False),
-    _field("gate", _text, "empty = passed, otherwise the reason of the hard failure"),
+    _field("latent_curve", pa.list_(_real), "distance of latent statistics from the prefix's; a chunk each", null=True),
+    *_DRIFT,
+    *_MOVED,
+    *_OTHER_SCORES,
+    _field("gates", _text, "hard failures, separated by commas; empty = passed"),
     *_ORACLE,
+    _field("oracle_curves", _text, "toy world: JSON, measure to its curve, a frame each; null elsewhere", null=True),
+    _field(
+        "measures", _text, "JSON list of pretrained metrics: name, value, curve, extractors; null if none", null=True
+    ),
     _DERIVED,
     _GENERATED,
 )
@@ -155,10 +214,11 @@ CATALOG = _schema(
     _field("round", _text, "r0 for seed clips"),
     _PROMPT,
     _maybe("source_prompt", "prompt before rewriting"),
-    *_drift(null=True),
-    _maybe("drift_part", "the feature that drifted most, by absolute value"),
+    *_DRIFT,
+    *_MOVED,
+    *_OTHER_SCORES,
     *_ORACLE,
-    _maybe("gate", "empty = passed, otherwise the hard failure"),
+    _maybe("gates", "hard failures, separated by commas; empty = passed"),
     _maybe("scorer", "what measured the drift, name@version"),
     _maybe("reversal_class", "what reversal does to the caption's meaning"),
     _maybe("marker_style", "how the prompt marks reversal"),
