@@ -19,6 +19,7 @@ Legend: T frames, B frames of a batch, W windows, D feature width, P prompts, H 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -152,6 +153,7 @@ class Pretrained(Extractor):
         self.num_frames = int(getattr(self.config, self.kind.video)) if self.kind.video else 0
         self.processor, processor_class = self._load_processor(folder)
         self.tokenizer = _load_tokenizer(folder) if self.kind.text else None
+        self._tokenizing = threading.Lock()
         used = [p for p in sorted(folder.iterdir()) if p.name in FILES and not p.name.startswith("model")]
         self.identity = {
             "name": name,
@@ -199,11 +201,12 @@ class Pretrained(Extractor):
         # SigLIP was trained on lower case, padded at the right and without a mask; tokenizers of its second version
         # come with other defaults. CLIP reads up to the end of the text, with or without.
         siglip = self.config.model_type.startswith("siglip")
-        tokens = self.tokenizer(
-            [prompt.lower() for prompt in prompts] if siglip else list(prompts),
-            padding="max_length", padding_side="right", truncation=True, max_length=self.max_tokens,
-            return_attention_mask=not siglip, return_tensors="pt",
-        ).to(self.device)  # fmt: skip
+        with self._tokenizing:  # a tokenizer may keep padding and truncation in itself, and refuses a second thread
+            tokens = self.tokenizer(
+                [prompt.lower() for prompt in prompts] if siglip else list(prompts),
+                padding="max_length", padding_side="right", truncation=True, max_length=self.max_tokens,
+                return_attention_mask=not siglip, return_tensors="pt",
+            ).to(self.device)  # fmt: skip
         if (largest := int(tokens["input_ids"].max())) >= self.config.text_config.vocab_size:
             raise ExtractorError(f"{self.name}: token {largest} is not the network's; the tokenizer is of another one")
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,15 @@ def test_a_tokenizer_of_another_network_is_noticed(copy):
     assert extractor.text(["a ball"]).shape == (1, 10)
     with pytest.raises(ExtractorError, match="token 5000 is not the network's"):
         extractor.text(["a red elephant"])
+
+
+def test_threads_share_an_extractor(folders):
+    extractor = load("clip", folders["clip"])
+    prompts = [[" ".join(tiny.WORDS[i % 8 :])] for i in range(32)]
+    alone = [load("clip", folders["clip"]).text(p) for p in prompts[:8]] * 4
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(extractor.text, prompts))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_networks_without_text_say_so(folders):
