@@ -171,6 +171,24 @@ def test_a_transposed_frame_swaps_its_directions():
         assert turned[f"{swapped}_{name.split('_', 1)[1]}"] == pytest.approx(value, abs=1e-6), name
 
 
+def test_a_mirrored_frame_swaps_its_diagonals():
+    stripes = np.add.outer(np.arange(40), np.arange(40))
+    y = as_written(clouds("mirrored", 1, 40, 40) + 0.3 * np.sin(0.9 * stripes))
+    straight, mirrored = (dict(zip(FEATURES, features(x)[0, 0], strict=True)) for x in (y, y[:, :, ::-1]))
+    assert abs(straight["diagonal_mean@1"] - straight["antidiagonal_mean@1"]) > 0.1
+    for name, value in straight.items():
+        swapped = {"diagonal": "antidiagonal", "antidiagonal": "diagonal"}.get(name.split("_")[0], name.split("_")[0])
+        assert mirrored[f"{swapped}_{name.split('_', 1)[1]}"] == pytest.approx(value, abs=1e-6), name
+
+
+def test_even_ground_beside_a_texture_counts_as_nothing_whatever_its_level():
+    # Rounding leaves ±1e-14 on even ground; read as values it would say which side the distribution leans to.
+    y = np.full((1, SIZE, SIZE), 0.3)
+    y[:, :, 16:] = clouds("beside", 1, SIZE, 16) / 4 + 0.2
+    levels = np.random.default_rng(0).random((12, 1, 1)) / 2
+    assert features(y + levels) == pytest.approx(np.broadcast_to(features(y), (12, 1, 36)), abs=1e-6)
+
+
 def odd_frames() -> dict[str, np.ndarray]:
     pixel, column = np.zeros((SIZE, SIZE)), np.zeros((SIZE, SIZE))
     pixel[5, 9], column[:, 7] = 1, 1 / 255
