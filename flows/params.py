@@ -170,6 +170,32 @@ class RoundSettings(Section):
     steps: Count
 
 
+class Extractor(Section):
+    """A pretrained network: its kind in model/extractors.py, and a folder or a Hub id at a revision."""
+
+    name: Text
+    source: Text | None
+    revision: Text | None
+
+
+class Extractors(Section):
+    """Which network fills which role of the pretrained metrics (model/metrics.py)."""
+
+    subject: Extractor
+    background: Extractor
+    text: Extractor
+    aesthetic: Extractor
+    aesthetic_head: Text | None
+
+
+class Scoring(Section):
+    """What is measured beside the scores that need no weights."""
+
+    metrics: list[Text]
+    extractors: Extractors
+    distance: Extractor | None
+
+
 class Evaluation(Section):
     """Long rollouts on held-out prompts."""
 
@@ -206,6 +232,7 @@ class Params(Section):
     corrective: Corrective
     r0: SeedTraining
     rounds: dict[str, RoundSettings]
+    scoring: Scoring
     evaluation: Evaluation
     resources: Resources
 

@@ -1,37 +1,42 @@
-"""Stage `score@rK`: curves and drift of every rollout, in generation order, with the toy world's oracle beside them."""
+"""Stage `score@rK`: curves, drift and its parts of every rollout, in generation order; the toy world's oracle beside them."""
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
 import numpy as np
 
 from flows import paths
 from flows.batches import chunked, publish_table, run_batches
-from flows.command import command
-from flows.natural import read_natural
+from flows.command import command, say
+from flows.natural import natural_digest
 from flows.params import Params
+from flows.scorer import Scored, chunk_frames, program_of, project_scorer
 from flows.stage import Stage
-from model import drift, features, oracle, toyworld
-from store.digest import digest
+from model import drift
+from store.latents import unpack_latents
 from store.schema import table_schema
 from store.table import WorkingTable, read_manifest, read_table
-from store.video import decode_video
+from store.video import VideoError, decode_video
 
 BATCH = 32
+COLUMNS = [
+    "rollout_id", "seed_clip_id", "prompt", "fps", "num_frames", "prefix_frames", "prefix_latents", "chunk_latents",
+    "video", "latents", "latents_shape",
+]  # fmt: skip
+SHOWN = ["rollout_id", "drift", "drift_parts", "gates"]
 
 
 def main(params: Params, round: str) -> None:
     name, rollouts = f"scores_{round}", f"rollouts_{round}"
     with Stage(
         "score", round,
-        params={"scorer": drift.SCORER},
-        inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": digest(read_natural("clip")),
-                "seed": read_manifest(paths.manifest("seed")).digest},
+        params={"scorer": drift.SCORER, "scoring": params.scoring},
+        inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": natural_digest("clip"),
+                "naturalness": natural_digest("naturalness"), "seed": read_manifest(paths.manifest("seed")).digest},
+        resources=params.resources.model_dump(include={"device"}),
     ) as stage:  # fmt: skip
-        natural = read_natural("clip")
+        scorer, size = project_scorer(params, "clip"), chunk_frames(params)
         extras = read_table(paths.STORE, "seed", ["clip_id", "extra"])
         programs = dict(zip(extras["clip_id"].to_pylist(), map(program_of, extras["extra"].to_pylist()), strict=True))
         ids = read_table(paths.STORE, rollouts, ["rollout_id"])["rollout_id"].to_pylist()
@@ -39,20 +44,24 @@ def main(params: Params, round: str) -> None:
         table = WorkingTable(stage.work, name, schema, key)
 
         def work(batch: list[str]) -> None:
-            columns = ["rollout_id", "seed_clip_id", "prefix_frames", "video"]
-            rows = read_table(paths.STORE, rollouts, columns, ids=batch).to_pylist()
-            table.upsert([row(r) for r in rows])
+            table.upsert([row(one) for one in read_table(paths.STORE, rollouts, COLUMNS, ids=batch).to_pylist()])
 
         def row(rollout: dict[str, Any]) -> dict[str, Any]:
-            frames, prefix = decode_video(rollout["video"]), rollout["prefix_frames"]
-            found = score_frames(frames, prefix, natural, programs[rollout["seed_clip_id"]])
-            curves = {feature: curve.tolist() for feature, curve in found["curves"].items()}
             columns = {"rollout_id": rollout["rollout_id"], "round": round,
                        "was_derived_from": [rollout["rollout_id"]], "was_generated_by": stage.run_id}  # fmt: skip
-            return columns | curves | found["drift"].row() | found["oracle"]
+            try:
+                frames = decode_video(rollout["video"])
+            except VideoError:
+                return columns | Scored(drift.unscored(["undecodable"])).columns()
+            return columns | scorer.score(
+                frames, rollout["prefix_frames"], num_frames=rollout["num_frames"], chunk_frames=size,
+                latents=unpack_latents(rollout["latents"], rollout["latents_shape"]).astype(np.float32),
+                prefix_latents=rollout["prefix_latents"], chunk_latents=rollout["chunk_latents"],
+                program=programs[rollout["seed_clip_id"]], fps=rollout["fps"], prompt=rollout["prompt"],
+            ).columns()  # fmt: skip
 
         def report() -> None:
-            best = table.read(["rollout_id", "drift", "gate", *PARTS]).sort_by([("drift", "descending")])
+            best = table.read(SHOWN).sort_by([("drift", "descending")])
             publish_table(f"scores-{round}", best.slice(0, 20).to_pylist(), "The rollouts that drifted most.")
 
         missing = table.missing(ids)
@@ -61,45 +70,12 @@ def main(params: Params, round: str) -> None:
             workers=params.resources.workers, unit="rollout", done=len(ids) - len(missing), report=report,
         )  # fmt: skip
         stage.flow_run_id = run.flow_run_id
+        failed = sum(bool(one) for one in table.read(["gates"])["gates"].to_pylist())
         manifest = table.seal(paths.STORE, paths.manifest(name), ids)
-        stage.outputs = {"table": name, "digest": manifest.digest, "rollouts": manifest.rows}
-
-
-PARTS = [f"drift_{name}" for name in features.FEATURES]
-
-
-def program_of(extra: str) -> toyworld.Program | None:
-    """The toy program in a seed clip's extra columns, if it is a clip of the toy world."""
-    text = json.loads(extra).get("program")
-    if not isinstance(text, str):
-        return None
-    try:
-        return toyworld.from_json(text)
-    except ValueError:
-        return None
-
-
-def score_frames(
-    frames: np.ndarray, prefix_frames: int, natural: dict[str, Any], program: toyworld.Program | None
-) -> dict[str, Any]:
-    """All that is measured on one clip, in generation order.
-
-    `curves`, `drift`, `oracle` (means over the generated frames, None outside the toy world) and `oracle_curves`.
-    """
-    curves = features.curves(frames)
-    scored = drift.score(curves, prefix_frames, natural, gate=drift.gate(frames, prefix_frames))
-    # The world is square: a clip of it that was cropped to another shape has no exact state any more.
-    exact = oracle.measure(frames, program) if program and frames.shape[1] == frames.shape[2] else {}
-    means = {name: _mean(exact[name][prefix_frames:]) if exact else None for name in oracle.MEASURES}
-    return {
-        "curves": curves, "drift": scored, "oracle": {f"oracle_{name}": value for name, value in means.items()},
-        "oracle_curves": exact,
-    }  # fmt: skip
-
-
-def _mean(curve: np.ndarray) -> float | None:
-    value = float(np.nanmean(curve)) if np.isfinite(curve).any() else math.nan
-    return value if math.isfinite(value) else None
+        stage.outputs = {"table": name, "digest": manifest.digest, "rollouts": manifest.rows, "gated": failed}
+        if failed:
+            say(f"{stage.label}: {failed} of {len(ids)} rollouts failed a gate; `bagger stats` counts them, and "
+                "mix leaves their clips out")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def _ratio(after: float, before: float, floor: float) -> float:
 
 
 def _beyond(x: float, explained: float) -> float:
-    """What of x is left once `explained` is taken off, if both have one sign; never more than x, never of other sign."""
+    """What of x is left once `explained` is taken off, if both have one sign; it never changes sign."""
     return x if x * explained <= 0 else math.copysign(max(0.0, abs(x) - abs(explained)), x)
 
 

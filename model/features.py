@@ -20,7 +20,7 @@ reversed curve. Blur and SSIM are scikit-image's, CIELAB and flow OpenCV's.
 | sharpness | ln(var(∇²Y) + 1e-6) with the five-point Laplacian | -13.8 … 2.8 nepers |
 | detail | ln(var(∇²Y) / mean\\|∇Y\\|²): how fine the detail is; contrast does not move it | about -5 … 2.1 |
 | blur | perceptual blur (Crete et al. 2007, skimage.measure.blur_effect) | 0 … 1 |
-| spectral_slope | least-squares slope of ln power on ln frequency, 0.03 … 0.5 cycles a pixel, Hann window | about -5 … 0 |
+| spectral_slope | least-squares slope of ln power on ln frequency, 0.03 … 0.5 cycles a pixel | about -5 … 0 |
 | high_frequency | share of the power (without the mean) above 0.25 cycles a pixel | 0 … 1 |
 | lab_l, lab_a, lab_b | means of CIELAB (D65) | 0 … 100, ±128, ±128 |
 | motion | mean \\|Y_t - Y_t-1\\| | 0 … 1 |
@@ -231,7 +231,7 @@ def flow(luma_THW: np.ndarray) -> np.ndarray:
     if len(luma_THW) < 2:
         return np.zeros(len(luma_THW))
     if not hasattr(_local, "dis"):
-        _local.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # not safe to share between threads
+        _local.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # not safe to share between threads
     height, width = luma_THW.shape[1:]
     scale = max(1.0, FLOW_SIDE / min(height, width))
     size = (round(width * scale), round(height * scale))
