@@ -1,4 +1,4 @@
-"""Stage `score@rK`: curves, drift and its parts of every rollout, in generation order; the toy world's oracle beside them."""
+"""Stage `score@rK`: curves and drift of every rollout, in generation order, with the toy world's oracle beside them."""
 
 from __future__ import annotations
 
