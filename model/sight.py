@@ -134,12 +134,12 @@ def look(planes: np.ndarray, ground: np.ndarray, ends: np.ndarray, program: Prog
     counts = np.zeros((3, num_frames), int)
     turns = np.exp(2j * np.pi * (np.arange(size) + 0.5) / size)
     for k in np.flatnonzero(np.bincount(kind[is_object], minlength=num_shapes)):
-        found = is_object & (kind == k)
-        counts += _patches(found, torus)
+        own_kind = is_object & (kind == k)
+        thick = _thick(own_kind)
+        counts += _patches(thick, torus)
         if k >= num_shapes:
             continue
-        around = _around(found, torus)
-        found &= around >= 4  # a few stray pixels are no shape
+        found = own_kind & (_around(thick, torus) > 0)  # with its corners
         pixels = found.sum((1, 2))
         around = _around(found, torus)
         inside = around == 9
@@ -148,7 +148,7 @@ def look(planes: np.ndarray, ground: np.ndarray, ends: np.ndarray, program: Prog
         away = own[:, :, None, None] - ground
         share = ((planes - ground) * away).sum(0) / np.maximum((away * away).sum(0), 1e-6)
         share = np.clip(share, 0, 1) * ((around > 0) & (found | ~is_object))
-        there = pixels >= 4
+        there = pixels > 0
         total = share.sum((1, 2))
         area[k, there] = total[there]
         color[k, there] = own.T[there]
@@ -164,21 +164,22 @@ def _classify(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nearest colour [T, S, S] (a shape's number, or K and more for the others), and whether it is one at all."""
     mean = np.array(GROUNDS[program.ground])
-    best = _square(planes, ends[0, 0], ends[0, 1])
+    best = square_distance(planes, ends[0, 0], ends[0, 1])
     kind = np.zeros(best.shape, np.int8)
-    others = [np.array(c) for c in COLORS.values() if all(_apart(np.array(c), *e) > MIN_CONTRAST for e in ends)]
-    for i, (start, end) in enumerate([*ends[1:], *((c, c) for c in others)], 1):
-        away = _square(planes, start, end)
+    world = np.array(list(COLORS.values()))
+    apart = np.min([square_distance(world.T, *pair) for pair in ends], axis=0) > MIN_CONTRAST**2
+    for i, (start, end) in enumerate([*ends[1:], *((color, color) for color in world[apart])], 1):
+        away = square_distance(planes, start, end)
         nearer = away < best
-        kind[nearer] = i
+        np.copyto(kind, np.int8(i), where=nearer)
         best = np.minimum(best, away)
     off = ((planes - ground) ** 2).sum(0)
-    limit = np.minimum(np.minimum(off, _square(planes, mean, mean)), np.float32(PRESENT_BELOW**2))
+    limit = np.minimum(np.minimum(off, square_distance(planes, mean, mean)), np.float32(PRESENT_BELOW**2))
     return kind, (best < limit) & (off > (MIN_CONTRAST / 2) ** 2)
 
 
-def _square(planes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Squared RGB distance [T, S, S] of pixels to the way from one colour to another."""
+def square_distance(planes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Squared RGB distance [...] of colours [3, ...] to the way from one to another."""
     away = [plane - np.float32(x) for plane, x in zip(planes, start, strict=True)]
     way = [np.float32(x) for x in end - start]
     length = sum(x * x for x in way)
@@ -187,10 +188,6 @@ def _square(planes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarra
         part = np.clip(part, 0, 1)
         away = [a - part * x for a, x in zip(away, way, strict=True)]
     return away[0] * away[0] + away[1] * away[1] + away[2] * away[2]
-
-
-def _apart(color: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    return float(np.sqrt(_square(color[:, None, None, None], start, end).item()))
 
 
 def _around(mask: np.ndarray, torus: bool) -> np.ndarray:
@@ -208,14 +205,19 @@ def _around(mask: np.ndarray, torus: bool) -> np.ndarray:
     return total
 
 
-def _patches(mask: np.ndarray, torus: bool) -> np.ndarray:
-    """Number [3, T] of connected patches that are at least PATCH large, of what is 2x2 pixels thick everywhere."""
+def _thick(mask: np.ndarray) -> np.ndarray:
+    """What is two pixels wide and high everywhere: rims and stray pixels, which may have any colour, are not."""
     core = mask[:, :-1, :-1] & mask[:, :-1, 1:] & mask[:, 1:, :-1] & mask[:, 1:, 1:]
     thick = np.zeros_like(mask)
     for rows in (slice(-1), slice(1, None)):
         for columns in (slice(-1), slice(1, None)):
             thick[:, rows, columns] |= core
-    labels, count = ndimage.label(thick, _PLANE)
+    return thick
+
+
+def _patches(mask: np.ndarray, torus: bool) -> np.ndarray:
+    """Number [3, T] of connected patches of a mask [T, S, S] that are at least PATCH large."""
+    labels, count = ndimage.label(mask, _PLANE)
     if not count:
         return np.zeros((3, len(mask)), int)
     root, sizes = np.arange(count + 1), np.bincount(labels.ravel())
@@ -223,8 +225,9 @@ def _patches(mask: np.ndarray, torus: bool) -> np.ndarray:
         edges = (labels[:, 0], labels[:, -1]), (labels[:, :, 0], labels[:, :, -1])
         one, other = (np.concatenate([edge[i].ravel() for edge in edges]) for i in range(2))
         joined = (one > 0) & (other > 0)
-        links = sparse.coo_array((joined[joined], (one[joined], other[joined])), shape=(count + 1, count + 1))
-        root = sparse.csgraph.connected_components(links, directed=False)[1]
+        if joined.any():
+            links = sparse.coo_array((joined[joined], (one[joined], other[joined])), shape=(count + 1, count + 1))
+            root = sparse.csgraph.connected_components(links, directed=False)[1]
     frame = np.zeros(count + 1, int)
     frame[labels.ravel()] = np.repeat(np.arange(len(mask)), mask[0].size)
     whole = np.bincount(root[1:], sizes[1:], count + 1)[root]  # of the patch that a label is part of

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.sight import _patches, compare, layers, shown_colors
+from model.sight import _patches, _thick, compare, layers, shown_colors
 from model.toyworld import COLORS, Program, Shape, camera_view, render, render_layers, sample_program, states
 
 FRAMES = 8
@@ -64,6 +64,7 @@ def test_patches_join_round_the_torus_and_in_their_own_frame_alone():
     mask[0, :3, :3] = mask[0, -3:, -3:] = mask[0, :3, -3:] = mask[0, -3:, :3] = True  # one, over a corner
     mask[1, 5:8, 5:8] = mask[1, 10:12, 10:14] = True
     mask[2, 4:12, 4] = True  # a line is no patch
+    mask = _thick(mask)
     assert _patches(mask, torus=True)[0].tolist() == [1, 2, 0]
     assert _patches(mask, torus=False)[0].tolist() == [4, 2, 0]
     sizes = np.zeros((1, 32, 32), bool)
