@@ -19,22 +19,36 @@ def main(params: Params, round: str) -> None:
     tables = {"seed": read_manifest(paths.manifest("seed")).digest}
     tables |= {f"clips_{k}": read_manifest(paths.manifest(f"clips_{k}")).digest for k in rounds}
     samples = params.steps_of(round) * params.train.batch_size
+    # Of the scores only what is left out counts: other scores of the same clips are no reason to train anew.
+    left_out = {k: ids for k in rounds if (ids := gated(k))}
     with Stage(
         "mix", round,
-        params={"random_seed": params.random_seed, "corrective": corrective, "samples": samples}, inputs=tables,
+        params={"random_seed": params.random_seed, "corrective": corrective, "samples": samples}
+        | ({"left_out": left_out} if left_out else {}),
+        inputs=tables,
     ) as stage:  # fmt: skip
         seed = read_table(paths.STORE, "seed", ["clip_id"], "split = 'train'")["clip_id"].to_pylist()
         pools = [Pool("seed", "r0", "seed", seed)]
         for k in rounds:
             ids = read_table(paths.STORE, f"clips_{k}", ["clip_id"])["clip_id"].to_pylist()
-            pools.append(Pool("corrective", k, f"clips_{k}", ids))
+            pools.append(Pool("corrective", k, f"clips_{k}", [one for one in ids if one not in left_out.get(k, ())]))
         plan = expand(pools, corrective, samples, derive_seed("mix", params.random_seed, round))
         digest = write_plan(plan, paths.plan(round))
         made = summary(plan)
-        write_json(paths.plan_summary(round), {"plan_digest": digest, "tables": tables, **made})
+        counts = {"left_out": {k: len(ids) for k, ids in left_out.items()}} if left_out else {}
+        write_json(paths.plan_summary(round), {"plan_digest": digest, "tables": tables, **made, **counts})
         stage.outputs = {"plan_digest": digest, "samples": made["num_samples"], "summary": made}
         shares = ", ".join(f"{k} {part['share']:.0%} ({part['clips']} clips)" for k, part in made["rounds"].items())
+        for k, ids in left_out.items():
+            say(f"mix-{round}: {len(ids)} corrective clips of {k} are left out: their rollouts failed a hard gate")
         say(f"mix-{round}: {made['num_samples']} samples, {made['corrective']:.0%} corrective: {shares}")
+
+
+def gated(round: str) -> list[str]:
+    """The corrective clips of a round whose rollouts failed a hard gate (model/drift.py), the only ones left out."""
+    failed = set(read_table(paths.STORE, f"scores_{round}", ["rollout_id"], "gates != ''")["rollout_id"].to_pylist())
+    clips = read_table(paths.STORE, f"clips_{round}", ["clip_id", "rollout_id"]).to_pylist() if failed else []
+    return sorted(clip["clip_id"] for clip in clips if clip["rollout_id"] in failed)
 
 
 if __name__ == "__main__":
