@@ -17,7 +17,7 @@ Where it departs from NIQE:
 - Patches cover the whole frame, overlapping as need be; the second scale is the mean over 2x2 pixels (NIQE: bicubic);
   neighbours do not wrap round a patch's edges; alpha is interpolated between the table's entries.
 - A patch is 96 pixels as in NIQE, or the frame's short side if that is less: toy frames of 32x32 are one patch of 32.
-  Frames whose short side exceeds 256 are averaged down to that first, which hides what is finer.
+  Frames whose short side exceeds features.SIDE are averaged down to that first, which hides what is finer.
 
 What it does not see: colour, motion, freezing, objects; a picture turned into its negative; and hardly an even change
 of brightness or contrast (MSCN divides by it) before something is clipped or sinks to a few grey levels. Seed frames
@@ -33,8 +33,9 @@ from typing import Any
 
 import numpy as np
 
+from model.features import SIDE, area_mean
+
 VERSION = "naturalness@1"  # another formula below is another version
-SHORT_SIDE = 256  # larger frames are averaged down to it
 PATCH = 96
 MIN_SIDE = 16  # the second scale of a patch of 16 has 64 pixels; fewer say nothing of a distribution
 RADIUS, SIGMA = 3, 7 / 6  # of the 7x7 Gaussian window, as in BRISQUE and NIQE
@@ -72,7 +73,7 @@ def features(luma: np.ndarray) -> np.ndarray:
     for start in range(0, len(y), step):
         block = y[start : start + step].astype(np.float64) * 255  # the grey levels NIQE's constants are for
         if working != (height, width):
-            block = _area_mean(_area_mean(block, working[0], 1), working[1], 2)
+            block = area_mean(block, *working)
         even = block[:, : working[0] // 2 * 2, : working[1] // 2 * 2]
         half = (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
         scales = [
@@ -92,8 +93,8 @@ def layout(height: int, width: int) -> tuple[tuple[int, int], int, list[tuple[in
     short = min(height, width)
     if short < MIN_SIDE:
         raise NaturalnessError(f"frames must be at least {MIN_SIDE} pixels high and wide, saw {height}x{width}")
-    if short > SHORT_SIDE:
-        height, width = round(height * SHORT_SIDE / short), round(width * SHORT_SIDE / short)
+    if short > SIDE:
+        height, width = round(height * SIDE / short), round(width * SIDE / short)
     patch = min(PATCH, min(height, width) // 2 * 2)
     tops, lefts = (_starts(side, patch) for side in (height, width))
     return (height, width), patch, [(top, left) for top in tops for left in lefts]
@@ -243,16 +244,6 @@ def _starts(side: int, patch: int) -> list[int]:
     count = math.ceil(side // 2 * 2 / patch)
     room = (side - patch) // 2
     return [2 * round(room * i / max(count - 1, 1)) for i in range(count)]
-
-
-def _area_mean(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """x averaged along an axis to `size` cells of equal, fractional width."""
-    x = np.moveaxis(x, axis, -1)
-    total = np.concatenate([np.zeros((*x.shape[:-1], 1)), np.cumsum(x, axis=-1)], axis=-1)
-    edges = np.linspace(0, x.shape[-1], size + 1)
-    below = np.minimum(edges.astype(np.int64), x.shape[-1] - 1)
-    at_edges = total[..., below] + (edges - below) * x[..., below]
-    return np.moveaxis(np.diff(at_edges, axis=-1) * (size / x.shape[-1]), -1, axis)
 
 
 def _cut(maps: np.ndarray, patch: int, corners: list[tuple[int, int]]) -> np.ndarray:

@@ -154,8 +154,8 @@ def test_large_frames_are_averaged_down_first():
 
 
 def test_an_average_over_cells_of_fractional_width_by_hand():
-    assert naturalness._area_mean(np.array([[3.0, 6.0, 9.0]]), 2, 1).tolist() == [[4.0, 8.0]]
-    assert naturalness._area_mean(np.arange(12.0).reshape(3, 4), 3, 1).mean() == pytest.approx(5.5)
+    assert pixels.area_mean(np.array([[[3.0, 6.0, 9.0]]]), 1, 2).ravel().tolist() == pytest.approx([4.0, 8.0])
+    assert pixels.area_mean(np.arange(12.0).reshape(1, 3, 4), 3, 3).mean() == pytest.approx(5.5)
 
 
 def test_a_frame_and_its_negative_have_the_same_features():
