@@ -22,7 +22,7 @@ from model.toyworld import COLORS, GROUNDS, Program
 PRESENT_BELOW = 0.25  # largest RGB distance at which a pixel still counts as a colour
 MIN_CONTRAST = 0.2  # colours nearer to each other than this are not told apart
 PATCH = (1 / 256, 1 / 128, 1 / 64)  # of the picture: a patch that may be an object, is one, and is missed if it is not
-BLOCK = 1 << 19  # pixels held as floats at once
+BLOCK = 1 << 18  # pixels held as floats at once
 _PLANE = np.zeros((3, 3, 3), int)  # neighbours within a frame
 _PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
