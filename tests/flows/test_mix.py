@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from flows import paths
+from flows.mix import gated
+from store.schema import table_schema
+from store.table import WorkingTable
+from tests.conftest import clip_rows, score_rows
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def seal(name: str, rows: list[dict]) -> None:
+    schema, key = table_schema(name)
+    table = WorkingTable(Path("work"), name, schema, key)
+    table.upsert(rows)
+    table.seal(paths.STORE, paths.manifest(name), [row[key] for row in rows])
+
+
+def test_clips_of_rollouts_that_failed_a_gate_are_left_out_and_no_others(project):
+    scores = score_rows("r1")
+    scores[0]["drift"] = 1e6  # much drift is no reason
+    scores[1]["gates"] = "black,clipped"
+    seal("scores_r1", scores)
+    seal("clips_r1", clip_rows("r1", "model-0"))
+    assert gated("r1") == ["clip-r1-1"]
+
+
+def test_nothing_is_left_out_where_nothing_failed(project):
+    seal("scores_r1", score_rows("r1"))
+    assert gated("r1") == []
