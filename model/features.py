@@ -86,7 +86,7 @@ def curves(frames: np.ndarray) -> dict[str, np.ndarray]:
 def _block(block: np.ndarray, first: np.ndarray, own: slice) -> dict[str, np.ndarray]:
     with_before, block = block, block[own]
     y_before = luma(with_before)
-    y, small = y_before[own], _small(block, COARSE)
+    y, small = y_before[own], _small(block.astype(np.float64), COARSE) / 255
     light = small @ WEIGHTS
     cr, cb = small[..., 0] - light, small[..., 2] - light
     lab = cv2.cvtColor((block.reshape(-1, block.shape[2], 3) / np.float32(255)), cv2.COLOR_RGB2LAB)
@@ -120,20 +120,17 @@ def _block(block: np.ndarray, first: np.ndarray, own: slice) -> dict[str, np.nda
 
 def shrink(frames: np.ndarray) -> np.ndarray:
     """Frames [T, H, W, 3] averaged over areas, so that their short side is at most SIDE pixels; uint8."""
-    if min(frames.shape[1:3]) <= SIDE:
-        return frames
-    return np.round(255 * _small(frames, SIDE)).astype(np.uint8)
+    return _small(frames, SIDE) if min(frames.shape[1:3]) > SIDE else frames
 
 
 def _small(frames: np.ndarray, side: int) -> np.ndarray:
-    """Frames [T, H, W, 3] in 0 … 1, averaged down to a short side of `side` pixels: float64 [T, h, w, 3]."""
+    """Frames [T, H, W, 3] averaged down to a short side of `side` pixels, of the same dtype."""
     scale = side / min(frames.shape[1:3])
-    height, width = (max(1, round(n * scale)) for n in frames.shape[1:3])
-    return area_mean(frames.astype(np.float64), height, width) / 255
+    return area_mean(frames, *(max(1, round(n * scale)) for n in frames.shape[1:3]))
 
 
 def area_mean(pictures: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pictures [T, H, W] or [T, H, W, 3], float, each cell of the smaller grid the mean of its (fractional) part."""
+    """Pictures [T, H, W] or [T, H, W, 3] on a smaller grid, each cell the mean of its (fractional) part; same dtype."""
     return np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_AREA) for one in pictures])
 
 
