@@ -155,6 +155,15 @@ class Scorer:
         result = drift.score(curves, prefix_frames, self.natural, gates=failed)
         return Scored(result, curves, prefix_frames, seam, chunks, exact, measured, self.identities)
 
+    def segments(self, frames: np.ndarray, fps: float, prompt: str | None, seconds: float) -> list[dict[str, Measured]]:
+        """The pretrained metrics of each part of `seconds` as a clip of its own; nothing where none are chosen."""
+        if not self.metrics:
+            return []
+        from model.metrics import measure_segments
+
+        with self._lock:
+            return measure_segments(self.metrics, frames, prompt, fps, self.extractors, seconds)
+
 
 def project_scorer(params: Params, unit: str) -> Scorer:
     """The scorer of this project's stages; unit: `clip` for rollouts of the training length, or `evaluation`."""
