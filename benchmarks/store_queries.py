@@ -170,18 +170,22 @@ def times_table(title: str, times: Mapping[tuple[str, str], Sequence[float]], fo
 
 def alone(root: Path, rows: int, repeats: int) -> None:
     """What has no peer here: text, nearness, other orders, digests, the command."""
+    from store import Store
     from store.dataset import open_dataset
+    from store.filters import select
     from store.manifest import Tally
     from store.scan import scan
 
     dataset = open_dataset(store_peers.folder_of(root, "ours") / "catalog.lance")
     vector = dataset.take([rows // 2], columns=["words"])["words"][0].as_py()
     by_id, columns = [("clip_id", True)], store_peers.COLUMNS
+    moved = select(Store(store_peers.folder_of(root, "ours")), {"part": "freezing"}).where
     ways: dict[str, Callable[[], Any]] = {
         "first 20 by drift_motion": lambda: scan(dataset, columns, order=[("drift_motion", False), *by_id], limit=20),
         "first 20 by clip_id": lambda: scan(dataset, columns, order=by_id, limit=20),
         "words of the prompt, first 20": lambda: scan(dataset, columns, text="red star mauve", order=by_id, limit=20),
         "nearest 20 by words": lambda: scan(dataset, columns, near=("words", vector), limit=20),
+        "what moved (LIKE of few texts), first 20": lambda: scan(dataset, columns, moved, by_id, 20),
         "LIKE, first 20": lambda: scan(dataset, columns, "prompt LIKE '%red star%'", by_id, 20),
     }
     lines = [["question to ours alone", "ms"]]

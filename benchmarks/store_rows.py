@@ -5,21 +5,24 @@ in a million), drifts are log-normal, embeddings are small random vectors.
 """
 
 from collections.abc import Iterator
+from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.schema import CATALOG, VERSION_KEY
+from store.schema import CATALOG, DRIFT_PARTS, NO_PART, VERSION_KEY
 
 ROUNDS = 10
 VIDEO_BYTES = (2_000, 8_000)
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_NAMES = [name for directions in DRIFT_PARTS.values() for name in directions if name]
+_MOVED = ["", *_NAMES, *(",".join(pair) for pair in permutations(_NAMES, 2))]
+_MOST = [one.partition(",")[0] or NO_PART for one in _MOVED]
 _CHOICES = {
     "kind": ["corrective"],
     "split": ["train"],
-    "drift_part": ["saturation", "contrast", "sharpness", "motion"],
-    "gate": ["", "", "", "frozen"],
+    "gates": ["", "", "", "black"],
     "scorer": ["handmade@1"],
     "reversal_class": ["invariant", "equivariant", "novel", "irreversible"],
     "marker_style": ["none", "prefix"],
@@ -73,6 +76,7 @@ def _round(rng: np.random.Generator, name: str, count: int) -> pa.Table:
         "round": name, "kind": "seed" if seed else "corrective", "table": "seed" if seed else f"clips_{name}",
         "model_digest": f"model-{name:0>16}", "was_generated_by": f"run-{name:0>16}",
     }  # fmt: skip
+    moved = pa.array(rng.integers(0, len(_MOVED), count))
     columns = []
     for field in CATALOG:
         key, kind = field.name, field.type
@@ -87,6 +91,8 @@ def _round(rng: np.random.Generator, name: str, count: int) -> pa.Table:
             array = hexadecimal(rng, count, key.split("_")[0] + "-")
         elif key in ("prompt", "source_prompt"):
             array = prompts(rng, count)
+        elif key in ("drift_part", "drift_parts"):
+            array = pa.array(_MOST if key == "drift_part" else _MOVED).take(moved)
         elif key in _CHOICES:
             array = pa.array(_CHOICES[key]).take(pa.array(rng.integers(0, len(_CHOICES[key]), count)))
         elif key == "drift":

@@ -52,7 +52,12 @@ Drift = Annotated[
 ]
 Parts = Annotated[
     list[str] | None,
-    _many("--part", "PART", "What drifted most: saturation, contrast, sharpness or motion."),
+    _many(
+        "--part",
+        "NAME",
+        "What moved: under-saturating, over-saturating, darkening, over-exposing, losing-contrast, gaining-contrast, "
+        "blurring, noising, color-casting, freezing, speeding-up, steadying, flickering; or none.",
+    ),
 ]
 Text = Annotated[str | None, typer.Option(metavar="WORDS", help="The prompt has all these words.")]
 Classes = Annotated[
@@ -80,10 +85,11 @@ Csv = Annotated[bool, typer.Option("--csv", help="Print CSV with a header, texts
     epilog="""\b
 Examples:
   bagger clips --sort -drift --limit 5        most drift first (drift: least first)
-  bagger clips --round r2 --round r3 --part motion --drift 2:
-  bagger clips --text "red circle" --class irreversible --columns clip_id,drift_motion,prompt
+  bagger clips --round r2 --round r3 --part freezing --drift 2:
+  bagger clips --text "red circle" --class irreversible --columns clip_id,drift_parts,prompt
   bagger clips --like clip-0123456789abcdef   clips that look like it (--embedding words: such a prompt)
   bagger clips --like "a red circle grows"    clips with such a prompt
+  bagger clips --where "drift_part = 'freezing'"    that moved most (--part: at all)
   bagger clips --where "drift > 2 and oracle_object_present < 1 and prompt like '%red%'" --count
   bagger clips --kind all --at r1 --json      the data set that round r1 trains on, seed clips and all
   bagger clips --sort -drift --limit 4 --out worst.mp4    beside their rollouts and seed clips

@@ -79,7 +79,7 @@ def diff(
 
     Clips added, removed and changed, and their drift side by side.
 
-    A changed clip has the same id but another score, prompt, gate or other value. Nothing is checked out: the catalog
+    A changed clip has the same id but another score, prompt, gates or other value. Nothing is checked out: the catalog
     of an earlier revision comes from DVC's cache or remote and stays in .work/revisions.
 
     With --json one object a clip; a changed clip has a.COLUMN and b.COLUMN for each column that changed. With --summary

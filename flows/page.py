@@ -20,11 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from flows.page_clip import DRIFT, PARTS, plain, play, show_clip
+from flows.page_clip import DRIFT, plain, play, show_clip
 from store import Store
 from store.errors import StoreError, printable
-from store.filters import REVERSAL_CLASSES, round_number
+from store.filters import PART_NAMES, REVERSAL_CLASSES, round_number
 from store.query import equals, plain_rows
+from store.schema import NO_PART
 from store.tree import render_tree
 
 Filters = tuple[tuple[str, Any], ...]  # of Store.clips, as what a cache can name
@@ -234,8 +235,8 @@ def sidebar(uri: str, facts: dict[str, Any]) -> tuple[Filters, str]:
                 on_change=first_page, disabled=seeds, help=DRIFT,
             )  # fmt: skip
         parts = st.pills(
-            "What drifted most", PARTS, selection_mode="multi", key="part", bind="query-params", on_change=first_page,
-            disabled=seeds,
+            "What moved", PART_NAMES, selection_mode="multi", key="part", bind="query-params", on_change=first_page,
+            disabled=seeds, help="Any of these, whatever else moved with it; on a clip stands what moved most.",
         )  # fmt: skip
         classes = st.pills(
             "Reversal class", REVERSAL_CLASSES, selection_mode="multi", key="class", bind="query-params",
@@ -333,14 +334,21 @@ def grid(uri: str, version: str, table: pa.Table, columns: int, opened: str | No
         for number, (place, row) in enumerate(zip(places, shown[start : start + columns], strict=False), start):
             with place, st.container(border=True, key=f"card-{number}"):
                 play(found.get(row["clip_id"], b""), f"card {number}")
-                drift = "real video" if row["drift"] is None else f"**{row['drift']:.2f}** {row['drift_part'] or ''}"
                 experiment = f"{plain(row['experiment'])} · " if "experiment" in row else ""
-                st.caption(f"{experiment}{plain(row['round'])} · {plain(drift, '*')}")
+                st.caption(f"{experiment}{plain(row['round'])} · {plain(_drift(row), '*')}")
                 st.text(printable(row["prompt"]))
                 st.button(
                     "open", key=f"open-{number}", on_click=choose, args=(row["clip_id"],), width="stretch",
                     type="primary" if row["clip_id"] == opened else "secondary",
                 )  # fmt: skip
+
+
+def _drift(row: dict[str, Any]) -> str:
+    """What a card says of the drift: how much, and what moved most."""
+    if row["drift"] is None:
+        return "real video" if row["kind"] == "seed" else "drift unknown"
+    part = row["drift_part"] if row["drift_part"] != NO_PART else None
+    return f"**{row['drift']:.2f}** {part or ''}"
 
 
 def _page() -> int:

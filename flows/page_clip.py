@@ -4,8 +4,10 @@ Notable: texts of the data are hostile, see flows/page.py; what goes into markdo
 """
 
 import json
+import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -13,22 +15,26 @@ import pandas as pd
 import streamlit as st
 
 from store.errors import printable
-from store.filters import drift_parts
-from store.schema import CATALOG
+from store.schema import DRIFT_PARTS, FEATURES
 
-PARTS = tuple(drift_parts(CATALOG))
 PLAYABLE_PROFILES = (66, 77, 88, 100)  # of H.264, 4:2:0: baseline, main, extended, high
 
 DRIFT = (
     "How far a rollout moved away from its own real first frames, in units of how much real videos vary: about 1 is "
-    "what real clips do by themselves. The rms of four signed parts; a part below 0 means it got less."
+    "what real clips do by themselves. The rms of seven signed parts; a part below 0 means it got less."
 )
-UNITS = {  # as in model/features.py
-    "saturation": "colourfulness, 0 to 1",
-    "contrast": "spread of luma, 0 to 0.5",
-    "sharpness": "fine detail, nepers",
-    "motion": "change of luma a frame, 0 to 1",
+# The curves behind each part, as model/drift.py compares them; what an older scorer had stands last.
+BEHIND = {
+    "saturation": ("chroma_spread", "saturation"),
+    "exposure": ("luma",),
+    "contrast": ("contrast_coarse", "contrast"),
+    "detail": ("detail", "sharpness"),
+    "cast": ("cr", "cb"),
+    "motion": ("flow", "motion"),
+    "flicker": ("flicker",),
 }
+MOST_CURVES = 6  # drawn unasked
+LATENT, ORACLE = "latent_curve", "oracle: "
 
 
 def show_clip(found: dict[str, Any]) -> None:
@@ -64,55 +70,118 @@ def show_clip(found: dict[str, Any]) -> None:
 
 
 def drift_tab(facts: dict[str, Any], score: dict[str, Any] | None, rollout: dict[str, Any] | None) -> None:
-    """Drift, its parts as bars, and the curve of every part."""
+    """Drift, what moved, its parts as bars, and the curves that are asked for."""
     if score is None:
         st.info("Drift is measured on rollouts; this is a real video." if facts["kind"] == "seed" else "Not scored.")
         return
-    values = [{"part": one, "drift": score[f"drift_{one}"]} for one in PARTS]
+    values = [{"part": one, "drift": score[f"drift_{one}"]} for one in DRIFT_PARTS if known(score[f"drift_{one}"])]
     left, right = st.columns([2, 5])
     with left:
-        st.metric("Drift", f"{score['drift']:.2f}", help=DRIFT, border=True)
-        gate = printable(score["gate"])
-        st.text(f"gate: {gate or 'passed'}\nby {printable(score['scorer'])}")
+        shown = f"{score['drift']:.2f}" if known(score["drift"]) else "unknown"
+        st.metric("Drift", shown, help=DRIFT, border=True)
+        moved = ", ".join(filter(None, (score["drift_parts"] or "").split(","))) or "nothing"
+        told = {"moved": moved, "gates": score["gates"] or "passed", "by": score["scorer"]}
+        if known(score["drift_z"]):
+            told["robust z"] = f"{score['drift_z']:.1f}"
+        st.text("\n".join(f"{name}: {printable(value)}" for name, value in told.items()))
     with right:
-        bars = (
-            alt.Chart(pd.DataFrame(values))
-            .mark_bar()
-            .encode(
-                x=alt.X("drift:Q", title="part of the drift (natural variations)"),
-                y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
-                color=alt.condition(alt.datum.drift < 0, alt.value("#2f6fde"), alt.value("#e07a2f")),
-            )
-            .properties(height=165)
-        )
-        st.altair_chart(bars)
+        if values:
+            st.altair_chart(bars(values))
+        else:
+            st.info("Its parts were not measured, or by an older scorer: `dvc repro` measures them anew.")
     prefix = int(rollout["prefix_frames"]) if rollout else 0
     st.caption(
         f"The rollout frame by frame, in the order it was generated: {prefix} real frames up to the line, then the "
         "model's. The corrective clip plays this from right to left."
     )
-    curves = pd.DataFrame(
-        [
-            {"curve": f"{one}: {UNITS[one]}", "frame": n, "value": value}
-            for one in PARTS
-            for n, value in enumerate(score[one])
-        ]
-    )
-    lines = alt.Chart(curves).mark_line(color="#2f6fde").encode(
-        x=alt.X("frame:Q", title=None, axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+    curves = curves_of(score)
+    names = st.multiselect(
+        "Curves", list(curves), default=first_curves(curves, values, score["drift_parts"] or ""),
+        key=f"curves-{score['rollout_id']}", help="At first those behind the parts that moved.",
     )  # fmt: skip
-    rule = alt.Chart(curves).mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(prefix - 0.5))
-    facets = alt.layer(lines, rule).properties(width=235, height=80).facet(
-        facet=alt.Facet("curve:N", sort=[f"{one}: {UNITS[one]}" for one in PARTS], title=None), columns=2
-    )  # fmt: skip
-    st.altair_chart(facets.resolve_scale(y="independent"), width="content")
+    if names:
+        charts = [chart(name, curves[name], prefix) for name in names]
+        st.altair_chart(alt.concat(*charts, columns=2), width="content")
     oracle = {key.removeprefix("oracle_"): value for key, value in score.items() if key.startswith("oracle_")}
-    if any(value is not None for value in oracle.values()):
-        st.caption("The toy world's oracle, which knows what should be there:")
-        st.text(
-            " · ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in oracle.items() if value is not None)
+    numbers("The toy world's oracle, which knows what should be there:", oracle)
+    numbers("Beyond the drift:", {name: score[name] for name in ("seam", "naturalness_drift", "latent_drift")})
+    numbers("By pretrained extractors:", measures_of(score))
+
+
+def bars(values: Sequence[dict[str, Any]]) -> alt.Chart:
+    """The parts of the drift, signed."""
+    chart = alt.Chart(pd.DataFrame(values)).mark_bar()
+    return chart.encode(
+        x=alt.X("drift:Q", title="part of the drift (natural variations)"),
+        y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
+        color=alt.condition(alt.datum.drift < 0, alt.value("#2f6fde"), alt.value("#e07a2f")),
+    ).properties(height=40 + 24 * len(values))
+
+
+def curves_of(score: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Every curve that was measured, by name: of features, of the latents, of the toy world's oracle."""
+    found = {name: score[name] for name in (*FEATURES, LATENT) if score[name]}
+    exact = parsed(score["oracle_curves"])
+    return found | {ORACLE + str(name): curve for name, curve in exact.items() if is_curve(curve)}
+
+
+def first_curves(curves: Mapping[str, Any], values: Sequence[dict[str, Any]], moved: str) -> list[str]:
+    """What is drawn unasked: the curves behind the parts that moved, or if nothing did, behind the largest ones."""
+    names = moved.split(",")
+    parts = [part for part, directions in DRIFT_PARTS.items() if any(one and one in names for one in directions)]
+    size = {one["part"]: abs(one["drift"]) for one in values}
+    parts = parts or sorted(size, key=lambda part: -size[part])[:2]
+    wanted = [name for part in parts for name in BEHIND[part] if name in curves]
+    return (wanted or [name for name in ("saturation", "luma", "contrast", "motion") if name in curves])[:MOST_CURVES]
+
+
+def chart(name: str, curve: Sequence[float | None], prefix: int) -> Any:
+    """One curve, with a line where the real frames end."""
+    meaning = FEATURES.get(name) or ("distance from the prefix's statistics, a chunk each" if name == LATENT else "")
+    points = alt.Chart(pd.DataFrame({"frame": range(len(curve)), "value": pd.array(list(curve), "Float64")}))
+    layers = [
+        points.mark_line(color="#2f6fde").encode(
+            x=alt.X("frame:Q", title="chunk" if name == LATENT else None, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
         )
+    ]
+    if name != LATENT:
+        layers.append(points.mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(prefix - 0.5)))
+    title = alt.Title(plain(name, ":"), subtitle=textwrap.wrap(meaning, 42), fontSize=12, subtitleFontSize=10)
+    return alt.layer(*layers).properties(width=235, height=80, title=title)
+
+
+def numbers(caption: str, found: Mapping[str, Any]) -> None:
+    """What of these is known, in one line."""
+    if any(known(value) for value in found.values()):
+        st.caption(caption)
+        shown = (f"{key.replace('_', ' ')} {value:.3f}" for key, value in found.items() if known(value))
+        st.text(" · ".join(map(printable, shown)))
+
+
+def measures_of(score: dict[str, Any]) -> dict[str, Any]:
+    """name -> value of the pretrained metrics."""
+    found = parsed(score["measures"]).get("measures")
+    rows = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return {str(one.get("name")): one.get("value") for one in rows}
+
+
+def parsed(text: str | None) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_curve(curve: Any) -> bool:
+    return isinstance(curve, list) and all(one is None or isinstance(one, int | float) for one in curve)
+
+
+def known(value: Any) -> bool:
+    """Whether it is a number that says something."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def rewrite_tab(clip: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -200,7 +199,6 @@ def _rows_of(store_dir: Path, name: str) -> pa.Table:
     scores = scores.take(where)
     verdicts = [_verdict(one) for one in read_table(store_dir, f"clips_{name}", ["verdicts"])["verdicts"].to_pylist()]
     clips = clips.append_column("verdict", pa.array(verdicts, pa.string()))
-    clips = clips.append_column("drift_part", _largest(scores))
     for column in CATALOG.names:
         if column not in clips.column_names and column in scores.column_names:
             clips = clips.append_column(column, scores[column])
@@ -209,13 +207,6 @@ def _rows_of(store_dir: Path, name: str) -> pa.Table:
 
 def _verdict(verdicts: str) -> str:
     return ",".join(one["name"] for one in json.loads(verdicts) if not one["pass"]) or "passed"
-
-
-def _largest(scores: pa.Table) -> pa.Array:
-    """Which part of the drift is the largest, by absolute value."""
-    parts = [name for name in scores.column_names if name.startswith("drift_")]
-    values = np.abs(np.stack([scores[name].to_numpy() for name in parts], 1)) if parts else np.zeros((0, 1))
-    return pa.array([parts[one].removeprefix("drift_") for one in values.argmax(1)], pa.string())
 
 
 def _read(store_dir: Path, name: str) -> pa.Table:

@@ -20,14 +20,14 @@ from store.finding import Finding
 from store.manifest import manifest_of, read_manifest
 from store.query import equals
 from store.remote import is_remote
-from store.schema import CATALOG, REGISTRY_CATALOG, table_schema
+from store.schema import CATALOG, CLIPS, REGISTRY_CATALOG, SCORES, table_schema
 from store.table import content_manifest
 
 if TYPE_CHECKING:
     from store.database import Store
 
 REPAIR = "dvc repro catalog"
-_FROM_SCORES = ("gate", "scorer", "oracle_")  # and drift, drift_…
+_OF_SCORES = [one for one in CATALOG.names if one in SCORES.names and one not in CLIPS.names]
 
 
 def catalog_findings(
@@ -82,7 +82,7 @@ def _scored(store: "Store") -> Iterator[Finding]:
     A rollout that was scored again by changed code under the same run has the later score alone; the older experiment
     keeps what it measured. So an entry may differ if another entry of its rollout does not.
     """
-    columns = _of_scores()
+    columns = _OF_SCORES
     said: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
     for row in store.read("scores", ["rollout_id", *columns]).to_pylist():
         said[row["rollout_id"]].add(tuple(row[one] for one in columns))
@@ -94,7 +94,7 @@ def _scored(store: "Store") -> Iterator[Finding]:
         else:
             wrong.append((row["entry_id"], row["rollout_id"]))
     if ids := sorted(entry for entry, rollout in wrong if rollout not in fits and said[rollout]):
-        words = f"drift or gate of {len(ids)} entries is that of no score of their rollouts: {few(ids)}"
+        words = f"drift or gates of {len(ids)} entries is that of no score of their rollouts: {few(ids)}"
         yield Finding("error", "catalog", "catalog", ids[0], words, f"bagger register --to {store.uri}")
 
 
@@ -131,7 +131,7 @@ def _same_rows(
     if registry:  # the same clip may come of two runs
         shared = [one for one in shared if not one.startswith("was_")]
     value = {"seed": "seed", "clips": "corrective"}[name] if registry else name
-    columns = dict.fromkeys(["clip_id", "rollout_id", *shared, *_of_scores()])
+    columns = dict.fromkeys(["clip_id", "rollout_id", *shared, *_OF_SCORES])
     rows = store.read("catalog", list(columns), where=f"{by} = '{value}'")
     clips = store.read(name, ["clip_id", *shared])
     there, listed = clips["clip_id"].combine_chunks(), rows["clip_id"].combine_chunks()
@@ -146,15 +146,10 @@ def _same_rows(
     yield from _differences(rows, clips.take(where), shared, name, repair)
     scores = name.replace("clips", "scores")
     if scores != name and not registry and scores in tables:
-        measured = store.read(scores, ["rollout_id", *_of_scores()])
+        measured = store.read(scores, ["rollout_id", *_OF_SCORES])
         where = pc.index_in(rows["rollout_id"].combine_chunks(), measured["rollout_id"].combine_chunks())
         rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
-        yield from _differences(rows, measured.take(where), _of_scores(), scores, broken.get(scores, repair))
-
-
-def _of_scores() -> list[str]:
-    found = [one for one in CATALOG.names if one.startswith(("drift", *_FROM_SCORES))]
-    return [one for one in found if one != "drift_part"]
+        yield from _differences(rows, measured.take(where), _OF_SCORES, scores, broken.get(scores, repair))
 
 
 def _differences(rows: pa.Table, truth: pa.Table, columns: Sequence[str], name: str, repair: str) -> Iterator[Finding]:

@@ -4,8 +4,8 @@
     at.counts, at.clips(limit=10).to_pylist(), at.distribution.to_pandas()
 
 Notable: a clip's id is a digest of what it was made of, so "the same clip" is the same id, and a change of it is a new
-score, prompt or gate of the same rollout. Everything is compared as whole Arrow columns, one at a time, so a catalog of
-millions fits; embeddings are left out, as they follow from the video and the prompt.
+score, prompt or gates of the same rollout. Everything is compared as whole Arrow columns, one at a time, so a catalog
+of millions fits; embeddings are left out, as they follow from the video and the prompt.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from store.catalog import catalog_rounds
 from store.errors import StoreError, nearest
 from store.query import DEFAULT, equals
-from store.schema import CATALOG
+from store.schema import DRIFT_PARTS
 from store.table import read_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHANGES = ("added", "removed", "changed")
 SIDES = ("A", "B", "added", "removed")
-PARTS = ("drift", *(name for name in CATALOG.names if name.startswith("drift_") and name != "drift_part"))
+PARTS = ("drift", *(f"drift_{part}" for part in DRIFT_PARTS))
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 BINS = 20
 _TOLD = ("clip_id", "kind", "round", "reversal_class", "prompt", "drift")  # of every clip that differs

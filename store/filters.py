@@ -16,6 +16,7 @@ from store.catalog import SEED_ROUND, catalog_rounds
 from store.errors import StoreError, few, nearest
 from store.expression import Condition, Group, col, equals, render, render_where
 from store.scan import scan
+from store.schema import DRIFT_PARTS, NO_PART
 
 if TYPE_CHECKING:
     from store.database import Store
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 KINDS = ("corrective", "seed", "all")
 REVERSAL_CLASSES = ("invariant", "equivariant", "novel", "irreversible", "unknown")
 PASSED = "passed"
+PART_NAMES = tuple(name for directions in DRIFT_PARTS.values() for name in directions if name)  # freezing, blurring …
 _MADE = {"rollout": "rollouts", "score": "scores"}  # stage -> the tables whose rows its runs made
 
 Values = str | Sequence[str]
@@ -35,9 +37,10 @@ class Filters(TypedDict, total=False):
 
     round: of these rounds. kind: corrective, seed or all; left out, it is corrective, for round r0 seed, and with
     `run` all. run: clips that this run made, whose rollouts or scores it made, or that it mixed or trained on.
-    drift: (lowest, highest), both included, None for an open end. part: what drifted most is the saturation,
-    contrast, sharpness or motion. text: the prompt has all these words. reversal_class: see REVERSAL_CLASSES.
-    verdict: "passed", or the name of a check that the rewrite failed. experiment: of a registry.
+    drift: (lowest, highest), both included, None for an open end. part: this moved, in this direction, whatever else
+    did: freezing, over-saturating … (PART_NAMES), or none. `where="drift_part = 'freezing'"` asks for what moved most.
+    text: the prompt has all these words. reversal_class: see REVERSAL_CLASSES. verdict: "passed", or the name of a
+    check that the rewrite failed. experiment: of a registry.
     where: an expression, see store/expression.py. at: "r2" asks the aggregated data set as it was after round 2.
     """
 
@@ -86,7 +89,7 @@ def select(store: "Store", filters: Filters, *others: Condition) -> Selection:
         conditions.append(Group("OR", tuple(_of_run(store, one) for one in runs)))
     conditions += _drift(filters.get("drift"))
     if parts := _values(filters, "part"):
-        conditions.append(col("drift_part").is_in(_known("part of the drift", parts, drift_parts(dataset.schema))))
+        conditions.append(_moved(_known("part of the drift", parts, [*PART_NAMES, NO_PART])))
     if classes := _values(filters, "reversal_class"):
         conditions.append(col("reversal_class").is_in(_known("reversal class", classes, REVERSAL_CLASSES)))
     if verdicts := _values(filters, "verdict"):
@@ -109,11 +112,6 @@ def catalog_rounds_of(store: "Store") -> list[str]:
     if store.is_registry:
         return sorted(_distinct(store.open("catalog"), "round"), key=round_number)
     return catalog_rounds(store)
-
-
-def drift_parts(schema: pa.Schema) -> list[str]:
-    """What the drift is made of: saturation, contrast, …"""
-    return [one.removeprefix("drift_") for one in schema.names if one.startswith("drift_") and one != "drift_part"]
 
 
 def round_number(name: str) -> tuple[int, str]:
@@ -190,6 +188,17 @@ def _drift(drift: Any) -> list[Condition]:
     if low is None and high is None:
         return [~col("drift").is_null()]  # what has a drift at all
     return [*([] if low is None else [col("drift") >= low]), *([] if high is None else [col("drift") <= high])]
+
+
+def _moved(names: Sequence[str]) -> Condition:
+    """Clips of which one of these moved; `drift_parts` names all that did in one text."""
+    parts, each = col("drift_parts"), []
+    for one in names:
+        if one == NO_PART:
+            each.append(col("drift_part") == NO_PART)
+        else:
+            each += [parts == one, *(parts.like(like) for like in (f"{one},%", f"%,{one}", f"%,{one},%"))]
+    return Group("OR", tuple(each))
 
 
 def _of_run(store: "Store", run_id: str) -> Condition:

@@ -150,7 +150,7 @@ class Graph:
         row = self._first_in(self.store.tables("scores"), equals("rollout_id", rollout_id))
         if row is None:
             return None
-        hidden = ("rollout_id", "round", "was_derived_from")
+        hidden = ("rollout_id", "round", "was_derived_from", "oracle_curves", "measures")  # the last two hold curves
         return Thing(thing_id, "score", {key: value for key, value in row.items() if key not in hidden}, row)
 
     def _rewrite(self, thing_id: str) -> Thing | None:

@@ -66,8 +66,8 @@ def read_manifest(path: Path) -> Manifest:
 class Tally:
     """Row count and content digest of batches streaming by: the sum of row hashes, so order plays no part."""
 
-    def __init__(self, name: str, schema: pa.Schema):
-        self.name, self.schema, self.rows, self.sum = name, schema, 0, 0
+    def __init__(self, name: str, schema: pa.Schema, version: int = SCHEMA_VERSION):
+        self.name, self.schema, self.version, self.rows, self.sum = name, schema, version, 0, 0
 
     def over(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -77,8 +77,8 @@ class Tally:
 
     def manifest(self) -> Manifest:
         shape = digest(sorted(columns_of(self.schema)))
-        content = digest({"rows": self.rows, "schema": shape, "sum": f"{self.sum:064x}", "version": SCHEMA_VERSION})
-        return Manifest(self.name, self.rows, SCHEMA_VERSION, shape, content)
+        content = digest({"rows": self.rows, "schema": shape, "sum": f"{self.sum:064x}", "version": self.version})
+        return Manifest(self.name, self.rows, self.version, shape, content)
 
 
 def manifest_of(name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Manifest:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from store.catalog import SEED_ROUND, build_catalog
 from store.dataset import LANCE_ERRORS, lance_error, open_dataset, place, staged, write_fresh
-from store.digest import digest, id_of
+from store.digest import id_of
 from store.errors import StoreError
-from store.manifest import OlderError, Tally, columns_of, read_manifest, write_manifest
-from store.schema import LOOK_SIZE, SCHEMA_VERSION, VERSION_KEY, WORDS_SIZE, table_schema
+from store.manifest import OlderError, Tally, read_manifest, write_manifest
+from store.schema import LOOK_SIZE, NO_PART, SCHEMA_VERSION, VERSION_KEY, WORDS_SIZE, table_schema
 from store.table import content_manifest, table_names
 
 BATCH_ROWS = 16
@@ -135,14 +135,14 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
     dataset, (schema, _) = _open(store_dir, name), table_schema(name)
     version = version_of(store_dir, name)
     told = _json(path, "manifest") if path.exists() else None
-    before, tally = _Tally1(dataset.schema), Tally(name, schema)
+    before = (_Tally1 if version == 1 else Tally)(name, dataset.schema, version)
+    tally = Tally(name, schema)
     failed: list[StoreError] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         columns = dataset.schema.names
-        for batch in dataset.to_batches(columns=columns, batch_size=BATCH_ROWS, batch_readahead=2, scan_in_order=True):
-            if version == 1:
-                before.add(batch)
+        older = dataset.to_batches(columns=columns, batch_size=BATCH_ROWS, batch_readahead=2, scan_in_order=True)
+        for batch in before.over(older):
             table = pa.Table.from_batches([batch])
             for step in range(version, SCHEMA_VERSION):
                 try:
@@ -150,6 +150,9 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
                 except StoreError as error:
                     failed.append(error)
                     raise
+            for field in schema:
+                if field.nullable and field.name not in table.column_names:  # nobody asked for it then
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
             yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
             advance(batch.num_rows)
 
@@ -160,7 +163,7 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
             if failed:
                 raise failed[0] from None
             raise lance_error(error, dataset.uri) from error
-        if version == 1 and told is not None and told["schema_version"] == 1 and told["digest"] != before.digest():
+        if told is not None and told["schema_version"] == version and told["digest"] != before.manifest().digest:
             mend = f"dvc checkout --force {store_dir}/{name}.lance {path}"
             raise StoreError(f"table {name} is not what its manifest {path} says; run `{mend}`, then `bagger migrate`")
         path.unlink(missing_ok=True)
@@ -168,24 +171,20 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
     write_manifest(tally.manifest(), path)
 
 
-class _Tally1:
-    """The content digest of schema 1, to know before it is replaced that a table is what its manifest says."""
+class _Tally1(Tally):
+    """The content digest of schema 1, in which rows were made bytes in another way."""
 
-    def __init__(self, schema: pa.Schema):
-        self.schema, self.names, self.rows, self.sum = schema, sorted(schema.names), 0, 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        for row in zip(*(batch.column(name).to_pylist() for name in self.names), strict=True):
-            hashed = hashlib.sha256()
-            for name, value in zip(self.names, row, strict=True):
-                _feed(hashed, name)
-                _feed(hashed, value)
-            self.sum = (self.sum + int.from_bytes(hashed.digest(), "big")) % 2**256
-        self.rows += batch.num_rows
-
-    def digest(self) -> str:
-        shape = digest(sorted(columns_of(self.schema)))
-        return digest({"rows": self.rows, "schema": shape, "sum": f"{self.sum:064x}", "version": 1})
+    def over(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        names = sorted(self.schema.names)
+        for batch in batches:
+            for row in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                hashed = hashlib.sha256()
+                for name, value in zip(names, row, strict=True):
+                    _feed(hashed, name)
+                    _feed(hashed, value)
+                self.sum = (self.sum + int.from_bytes(hashed.digest(), "big")) % 2**256
+            self.rows += batch.num_rows
+            yield batch
 
 
 def _feed(hashed: Any, value: Any) -> None:
@@ -252,8 +251,40 @@ def _run_2(record: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-# Version -> the function that makes a sealed table's rows those of the next one.
-STEPS: dict[int, Callable[[str, pa.Table], pa.Table]] = {1: _to_2}
+# ----------------------------------------------------------------------------------------------- 2 to 3: named parts
+
+_MOVED_3 = 3.0  # a part of schema 2 beyond this, either way, has moved
+_PARTS_3 = {  # and is called, below and above zero
+    "saturation": ("under-saturating", "over-saturating"),
+    "contrast": ("losing-contrast", "gaining-contrast"),
+    "sharpness": ("blurring", "noising"),
+    "motion": ("freezing", "speeding-up"),
+}
+
+
+def _to_3(name: str, table: pa.Table) -> pa.Table:
+    """Scores: what moved, by name. The parts and deltas were defined otherwise and are dropped, so that no column holds
+    numbers of two kinds; curves of the same definition, the drift and its scorer stay."""
+    if name.partition("_")[0] != "scores":
+        return table
+    parts = {part: table[f"drift_{part}"].to_pylist() for part in _PARTS_3}
+    moved = [_moved_3(dict(zip(parts, values, strict=True))) for values in zip(*parts.values(), strict=True)]
+    table = table.drop_columns([f"{kind}_{part}" for kind in ("drift", "delta") for part in _PARTS_3])
+    table = table.rename_columns([{"gate": "gates"}.get(one, one) for one in table.column_names])
+    most = [names[0] if names else NO_PART for names in moved]
+    table = table.append_column("drift_part", pa.array(most, pa.string()))
+    return table.append_column("drift_parts", pa.array([",".join(names) for names in moved], pa.string()))
+
+
+def _moved_3(parts: Mapping[str, float]) -> list[str]:
+    """The names of the parts that moved, most first; NaN has not."""
+    beyond = [part for part, value in parts.items() if abs(value) > _MOVED_3]
+    return [_PARTS_3[part][parts[part] > 0] for part in sorted(beyond, key=lambda part: -abs(parts[part]))]
+
+
+# Version -> the function that makes a sealed table's rows those of the next one. Columns that are new and may be null
+# are added afterwards.
+STEPS: dict[int, Callable[[str, pa.Table], pa.Table]] = {1: _to_2, 2: _to_3}
 
 
 # ----------------------------------------------------------------------------------------------- catalog and records

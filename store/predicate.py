@@ -1,10 +1,10 @@
 """Filters without an engine: the plain part of Lance's filter language, read, written anew, and answered from Arrow.
 
-Notable: what is answered here is answered exactly as by Lance; LIKE and comparisons of two columns are `Opaque` and
-left to it. Unknown values make a comparison unknown (three-valued logic); of floats NaN is the greatest and -0.0
-equals 0.0 (but of two columns, as Lance has it, -0.0 is the lesser); a number is rounded to the column's type before
-it is compared. Lance forgets that last rule under NOT (pylance 14: of a float32 0.1 both `drift = 0.1` and `NOT
-(drift = 0.1)` hold), so `render` rounds for it.
+Notable: what is answered here is answered exactly as by Lance; ILIKE, LIKE with a wildcard within the text and
+comparisons of two columns are `Opaque` and left to it. Unknown values make a comparison unknown (three-valued logic);
+of floats NaN is the greatest and -0.0 equals 0.0 (but of two columns, as Lance has it, -0.0 is the lesser); a number is
+rounded to the column's type before it is compared. Lance forgets that last rule under NOT (pylance 14: of a float32 0.1
+both `drift = 0.1` and `NOT (drift = 0.1)` hold), so `render` rounds for it.
 """
 
 import re
@@ -39,6 +39,14 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Like:
+    column: str
+    part: str  # of the text: its start, its end, both or neither
+    starts: bool
+    ends: bool
+
+
+@dataclass(frozen=True)
 class Null:
     column: str
 
@@ -59,7 +67,7 @@ class Opaque:
     text: str  # a comparison for Lance alone
 
 
-Predicate = Compare | Null | Not | Join | Opaque
+Predicate = Compare | Like | Null | Not | Join | Opaque
 
 
 def parse(where: str, schema: pa.Schema) -> Predicate | None:
@@ -82,16 +90,22 @@ def render(predicate: Predicate) -> str:
         return f"({predicate.column} IS NULL)"
     if isinstance(predicate, Opaque):
         return f"({predicate.text})"
+    if isinstance(predicate, Like):
+        pattern = "%" * (not predicate.starts) + predicate.part + "%" * (not predicate.ends)
+        return f"({predicate.column} LIKE {_quoted(pattern)})"
     value = predicate.value.as_py()
-    shown = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
-    return f"({predicate.column} {predicate.sign} {shown})"
+    return f"({predicate.column} {predicate.sign} {_quoted(value) if isinstance(value, str) else repr(value)})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def columns(predicate: Predicate) -> set[str] | None:
     """The columns that a filter looks at, or None if it is not to be answered here."""
     if isinstance(predicate, Opaque):
         return None
-    if isinstance(predicate, Compare | Null):
+    if isinstance(predicate, Compare | Like | Null):
         return {predicate.column}
     found: set[str] = set()
     for part in (predicate.one,) if isinstance(predicate, Not) else predicate.parts:
@@ -121,6 +135,8 @@ def _evaluate(predicate: Predicate, table: pa.Table) -> pa.ChunkedArray:
     if isinstance(predicate, Not):
         return pc.invert(_evaluate(predicate.one, table))
     if isinstance(predicate, Join):
+        if (said := _of_few_texts(predicate, table)) is not None:
+            return said
         join = pc.and_kleene if predicate.all else pc.or_kleene
         found = _evaluate(predicate.parts[0], table)
         for part in predicate.parts[1:]:
@@ -132,9 +148,25 @@ def _evaluate(predicate: Predicate, table: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([_compare(chunk, predicate) for chunk in column.chunks], pa.bool_())
 
 
-def _compare(array: pa.Array, predicate: Compare) -> pa.Array:
+def _of_few_texts(predicate: Join, table: pa.Table) -> pa.ChunkedArray | None:
+    """Comparisons of one column whose texts are numbers into a dictionary: what they say of each text, looked up."""
+    names = {part.column if isinstance(part, Compare | Like) else None for part in predicate.parts}
+    name = names.pop()
+    if names or name is None or not pa.types.is_dictionary(table.schema.field(name).type):
+        return None
+    found = []
+    for chunk in table[name].chunks:
+        said = _evaluate(predicate, pa.table({name: chunk.dictionary}))
+        found.append(said.combine_chunks().take(chunk.indices))
+    return pa.chunked_array(found, pa.bool_())
+
+
+def _compare(array: pa.Array, predicate: Compare | Like) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         return _compare(array.dictionary, predicate).take(array.indices)
+    if isinstance(predicate, Like):
+        has = pc.starts_with if predicate.starts else pc.ends_with if predicate.ends else pc.match_substring
+        return has(array, predicate.part)
     found = _COMPARE[predicate.sign](array, predicate.value)
     if predicate.sign.startswith(">") and pa.types.is_floating(array.type):
         found = pc.or_(found, pc.is_nan(array))
@@ -217,6 +249,12 @@ class _Parser:
         kind, text = self._next()
         if kind != "text":
             raise _Unlike
+        pattern = text[1:-1].replace("''", "'")
+        part = pattern.removeprefix("%").removesuffix("%")
+        starts, ends = (not one for one in (pattern.startswith("%"), pattern.endswith("%")))
+        plain = part and not set(part) & set("%_\\") and not (starts and ends)
+        if sign == "LIKE" and plain and pa.types.is_string(self.schema.field(column).type):
+            return Like(column, part, starts, ends)
         return Opaque(f"{column} {sign} {text}")
 
     def _one_of(self, column: str) -> Predicate:

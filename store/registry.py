@@ -69,7 +69,7 @@ TABLES: dict[str, tuple[pa.Schema, list[str]]] = {
 _COMPARED = {
     "seed": ["video_sha256", "license", "extra"],
     "rollouts": ["video_sha256"],
-    "scores": ["scorer", "drift", "gate"],
+    "scores": ["scorer", "drift", "gates"],
     "clips": ["video_sha256", "verdicts"],
 }
 

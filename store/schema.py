@@ -170,9 +170,7 @@ SCORES = _schema(
     _field("gates", _text, "hard failures, separated by commas; empty = passed"),
     *_ORACLE,
     _field("oracle_curves", _text, "toy world: JSON, measure to its curve, a frame each; null elsewhere", null=True),
-    _field(
-        "measures", _text, "JSON list of pretrained metrics: name, value, curve, extractors; null if none", null=True
-    ),
+    _field("measures", _text, "JSON: measures (name, value, curve) and the extractors behind them; null if none", True),
     _DERIVED,
     _GENERATED,
 )

@@ -9,13 +9,15 @@ import pyarrow as pa
 
 from store.errors import StoreError
 from store.expression import check_column
-from store.filters import Filters, drift_parts, select
+from store.filters import Filters, select
+from store.schema import DRIFT_PARTS
 
 if TYPE_CHECKING:
     from store.database import Store
 
 QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
 SUMMARIES = (*QUANTILES, "mean")
+MEASURES = ("drift", *(f"drift_{part}" for part in DRIFT_PARTS))  # the columns that are summed up
 
 
 def stats(store: "Store", by: str | Sequence[str] = "round", **filters: Unpack[Filters]) -> pa.Table:
@@ -36,27 +38,21 @@ def stats(store: "Store", by: str | Sequence[str] = "round", **filters: Unpack[F
         if not pa.types.is_string(schema.field(name).type):
             texts = [field.name for field in schema if pa.types.is_string(field.type)]
             raise StoreError(f"by takes columns of texts, which {name} is not; there are {', '.join(texts)}")
-    measures = measures_of(schema)
-    found = selection.scan(list(dict.fromkeys([*keys, *measures, "gate"])))
+    found = selection.scan(list(dict.fromkeys([*keys, *MEASURES, "gates"])))
     groups, values = _grouped([found[name] for name in keys])
     columns: dict[str, Any] = {name: pa.array(column, pa.string()) for name, column in zip(keys, values, strict=True)}
     size = len(values[0])
     columns["clips"] = pa.array(np.bincount(groups, minlength=size), pa.int64())
-    gates = found["gate"]
+    gates = found["gates"]
     scored = ~gates.is_null().to_numpy()
     failed = (gates.fill_null("").to_numpy() != "")[scored]
     share = _means(groups[scored], failed.astype(np.float64), size)
     columns["gated"] = pa.array(share, pa.float64(), from_pandas=True)
-    for name in measures:
+    for name in MEASURES:
         numbers = found[name].to_numpy().astype(np.float64)  # null becomes NaN
         for summary, column in _summaries(groups, numbers, size).items():
             columns[f"{name}_{summary}"] = pa.array(column.astype(np.float32), pa.float32(), from_pandas=True)
     return pa.table(columns)
-
-
-def measures_of(schema: pa.Schema) -> list[str]:
-    """The columns that are summed up: drift and its parts."""
-    return ["drift", *(f"drift_{part}" for part in drift_parts(schema))]
 
 
 def _grouped(columns: Sequence[pa.ChunkedArray]) -> tuple[np.ndarray, list[list[str | None]]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from store.errors import printable
+from store.schema import DRIFT_PARTS
 
 Node = dict[str, Any]
 
@@ -22,7 +23,8 @@ _HIDDEN = ("id", "type", "parents", "children", "repeated")
 _DETAIL = re.compile(
     "params|flow_run_id|ended_at_time|seconds|device|host|fps|height|width|num_frames|prefix_frames|prefix_latents"
     "|rng_name|extra|raw_output|attempts|.*_sha256|vae_digest|digest|was_generated_by|plan_id|clip_id"
-    "|delta_.*|oracle_.*|most_repeats"
+    "|drift_z|seam|naturalness_drift|latent_drift|oracle_.*|most_repeats"
+    f"|drift_({'|'.join(DRIFT_PARTS)})"  # their names are in drift_parts
 )
 _SHAPES = {
     "rollout": ("([", "])"),

@@ -18,14 +18,13 @@ from store.digest import bytes_sha256, digest, id_of
 from store.embedding import look, words
 from store.latents import pack_latents
 from store.mixture import Pool, expand, summary, write_plan
-from store.schema import table_schema
+from store.schema import DRIFT_PARTS, FEATURES, table_schema
 from store.table import WorkingTable
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 ROUNDS = ("r1", "r2")
-CURVES = ("saturation", "contrast", "sharpness", "motion")
 
 
 def media(name: str, number: int) -> dict:
@@ -97,11 +96,13 @@ def score_rows(name: str) -> list[dict]:
             "rollout_id": f"rollout-{name}-{n}",
             "round": name,
             "scorer": "handmade@1",
-            **{c: [0.0, 0.5, 1.0] for c in CURVES},
-            **{f"delta_{c}": 0.5 for c in CURVES},
-            **{f"drift_{c}": 0.1 * (n + 1) for c in CURVES},
+            **{c: [0.0, 0.5, 1.0] for c in FEATURES},
+            **{f"drift_{part}": 0.1 * (n + 1) for part in DRIFT_PARTS},
             "drift": {"r1": 0.9, "r2": 0.4}[name] - 0.3 * n,
-            "gate": "",
+            "drift_z": 1.5,
+            "drift_part": ("over-saturating", "none")[n],
+            "drift_parts": ("over-saturating,darkening", "")[n],
+            "gates": "",
             "oracle_color_error": 0.25 if n == 0 else None,
             "was_derived_from": [f"rollout-{name}-{n}"],
             "was_generated_by": f"run-score-{name}",

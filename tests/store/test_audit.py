@@ -55,7 +55,7 @@ def test_a_whole_store_has_no_findings_and_progress_ends_at_its_end(tiny):
 
 
 def test_the_table_is_not_what_its_manifest_says(tiny_copy):
-    rewrite(tiny_copy, "scores_r1", lambda rows: rows[0].update(gate="black"))
+    rewrite(tiny_copy, "scores_r1", lambda rows: rows[0].update(gates="black"))
     path = tiny_copy.root / "manifests" / "scores_r1.json"
     path.write_text(path.read_text().replace('"rows": 2', '"rows": 3'))
     (tiny_copy.root / "manifests" / "rollouts_r2.json").unlink()
@@ -367,11 +367,11 @@ def test_a_registry_knows_its_scores_entries_and_trainings(tiny_copy):
         assert {one.repair for one in found} == {repair}
         return [(one.table, one.subject, one.seen.partition(":")[0]) for one in found]
 
-    strange = "drift or gate of 2 entries is that of no score of their rollouts"
+    strange = "drift or gates of 2 entries is that of no score of their rollouts"
     assert broken("scores", lambda one: one.update({"drift": "99.0"})) == [("catalog", "one/r1/clip-r1-0", strange)]
     found = broken("catalog", lambda one: one.update({"drift": "99.0"}, where="round = 'r1'"))
     assert [subject for _, subject, _ in found] == ["one/r1", "one/r1/clip-r1-0"]
-    found = broken("catalog", lambda one: one.update({"gate": "'black'"}, where="round = 'r0'"))
+    found = broken("catalog", lambda one: one.update({"gates": "'black'"}, where="round = 'r0'"))
     assert [subject for _, subject, _ in found] == ["one/r0"]
     model = tiny_copy.models["r1"]
     found = broken("uses", lambda one: one.delete("clip_id = 'seed-0' AND round = 'r1'"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from store import Store
 from store.catalog import build_catalog, catalog_rounds, read_runs
 from store.mapped import FILE, open_mapped
-from store.schema import CATALOG
+from store.schema import CATALOG, CLIPS, SCORES
 from store.table import StoreError, content_manifest, open_table, read_manifest, table_names
 
 SEEDS = {f"seed-{n}" for n in range(4)}
@@ -27,6 +27,9 @@ def test_a_tag_is_the_aggregated_data_set_after_its_round(tiny):
     assert open_table(tiny.store, "catalog").count_rows() == 8
 
 
+SCORED = [name for name in CATALOG.names if name in SCORES.names and name not in CLIPS.names]
+
+
 def test_rows_join_clip_score_and_parents(tiny):
     table = open_table(tiny.store, "catalog").to_table()
     assert table.schema.equals(CATALOG, check_metadata=True)
@@ -35,10 +38,14 @@ def test_rows_join_clip_score_and_parents(tiny):
     assert (clip["drift"], clip["drift_motion"], clip["oracle_color_error"]) == pytest.approx((0.9, 0.1, 0.25))
     assert rows["clip-r1-1"]["drift"] == pytest.approx(0.6)
     assert rows["clip-r1-1"]["oracle_color_error"] is None
+    assert (clip["drift_part"], clip["drift_parts"]) == ("over-saturating", "over-saturating,darkening")
+    assert (clip["gates"], clip["drift_z"], clip["seam"]) == ("", 1.5, None)
+    assert rows["clip-r1-1"]["drift_part"] == "none"
     assert (clip["round"], clip["table"], clip["was_generated_by"]) == ("r1", "clips_r1", "run-correct-r1")
     assert (clip["rollout_id"], clip["seed_clip_id"], clip["rewrite_id"]) == ("rollout-r1-0", "seed-0", "rewrite-0")
     seed = rows["seed-3"]
     assert (seed["round"], seed["split"], seed["table"], seed["drift"]) == ("r0", "heldout", "seed", None)
+    assert {seed[name] for name in SCORED} == {None}
 
 
 def test_rebuilding_gives_the_same_manifest_and_leaves_nothing_behind(tiny_copy):

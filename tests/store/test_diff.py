@@ -20,7 +20,8 @@ def changed(tiny, rows, tmp_path) -> Store:
         (tmp_path / "store").mkdir(exist_ok=True)
         (tmp_path / "store" / f"{name}.lance").symlink_to(tiny.store / f"{name}.lance")
     clips, scores = rows.clips("r2", tiny.models["r1"]), rows.scores("r2")
-    scores[0] |= {"drift": 1.4, "drift_motion": -2.5, "oracle_color_error": None, "gate": "black frames"}
+    scores[0] |= {"drift": 1.4, "drift_motion": -2.5, "oracle_color_error": None, "gates": "black"}
+    scores[0] |= {"drift_part": "freezing", "drift_parts": "freezing,over-saturating"}
     scores[1] |= {"rollout_id": "rollout-r2-2", "drift": 3.0}
     clips[0] |= {"was_derived_from": ["rollout-r2-0", "rewrite-0", "seed-0"]}
     clips[1] |= {"clip_id": "clip-r2-2", "rollout_id": "rollout-r2-2", "reversal_class": "invariant"}
@@ -37,14 +38,14 @@ def test_what_changed_is_told_with_its_values(tiny, changed):
     [row] = found.changed.to_pylist()
     assert row["clip_id"] == "clip-r2-0"
     assert row["columns"] == [
-        "drift_motion", "drift", "drift_part", "oracle_color_error", "gate", "was_derived_from"
+        "drift_motion", "drift", "drift_part", "drift_parts", "oracle_color_error", "gates", "was_derived_from"
     ] == [name for name in CATALOG.names if name in row["columns"]]  # fmt: skip
     values = {name: (row[f"a.{name}"], row[f"b.{name}"]) for name in row["columns"]}
     assert values["drift"] == pytest.approx((0.4, 1.4))
     assert values["drift_motion"] == pytest.approx((0.1, -2.5))
-    assert values["drift_part"] == ("saturation", "motion")
+    assert values["drift_part"] == ("over-saturating", "freezing")
     assert values["oracle_color_error"] == (0.25, None)
-    assert values["gate"] == ("", "black frames")
+    assert values["gates"] == ("", "black")
     assert values["was_derived_from"] == ("rollout-r2-0 rewrite-0", "rollout-r2-0 rewrite-0 seed-0")
     assert found.added.to_pylist() == [
         {"clip_id": "clip-r2-2", "kind": "corrective", "round": "r2", "reversal_class": "invariant", "drift": 3.0,

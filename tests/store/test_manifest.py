@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from store.manifest import Manifest, Tally, read_manifest, write_manifest
-from store.schema import CATALOG
+from store.schema import CATALOG, SCHEMA_VERSION
 from store.table import StoreError
 
 ODD_NAN = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0123))[0]
@@ -139,7 +139,7 @@ def test_the_catalog_has_a_digest_and_large_blobs_are_not_copied():
 
 
 def test_a_manifest_is_read_as_written_or_refused(tmp_path):
-    manifest = Manifest("seed", 3, 2, "a" * 64, "b" * 64)
+    manifest = Manifest("seed", 3, SCHEMA_VERSION, "a" * 64, "b" * 64)
     write_manifest(manifest, tmp_path / "m/seed.json")
     assert read_manifest(tmp_path / "m/seed.json") == manifest
     (tmp_path / "m/seed.json").write_text('{"table": "seed"}')

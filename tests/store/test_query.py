@@ -15,8 +15,9 @@ from store import Store
 from store.embedding import look
 from store.expression import col
 from store.filters import REVERSAL_CLASSES
+from store.mapped import write_mapped
 from store.query import DEFAULT, clips, plain_rows
-from store.schema import CATALOG, REGISTRY_CATALOG
+from store.schema import CATALOG, DRIFT_PARTS, NO_PART, REGISTRY_CATALOG
 from store.table import StoreError
 
 
@@ -100,7 +101,7 @@ PROMPTS = (
     "it's 100% red; -- no", "=1+1",
     "a\nred\tcircle", 'a "red" circle', "\\", "", "un cercle rouge é", "日本語 red", "\u202e\x1b[31mred", "x" * 5000,
 )  # fmt: skip
-PARTS = ("saturation", "contrast", "sharpness", "motion")
+MOVED = ("", "freezing", "freezing,blurring", "blurring,freezing,darkening", "over-saturating", "darkening,freezing")
 VERDICTS = ("passed", "parses", "round_trip", "parses,round_trip", "round_trip,parses_not")
 EXPERIMENTS = ("one", "it's two")
 
@@ -112,13 +113,14 @@ def catalog_rows() -> list[dict]:
         name = f"r{number % 12}"
         seed = name == "r0"
         drift = None if seed else float(np.float32(rng.integers(0, 50) / 10))
+        moved = None if seed else MOVED[rng.integers(len(MOVED))]
         rows.append({
             "clip_id": f"{'seed' if seed else 'clip'}-{int(rng.integers(10**9)):016x}",
             "kind": "seed" if seed else "corrective",
             "split": "train", "round": name, "prompt": PROMPTS[rng.integers(len(PROMPTS))], "source_prompt": None,
-            **{f"drift_{part}": None if seed else float(np.float32(rng.normal())) for part in PARTS},
-            "drift": drift, "drift_part": None if seed else PARTS[rng.integers(4)],
-            "gate": None if seed else ("", "", "frozen")[rng.integers(3)],
+            **{f"drift_{part}": None if seed else float(np.float32(rng.normal())) for part in DRIFT_PARTS},
+            "drift": drift, "drift_part": None if seed else moved.split(",")[0] or NO_PART, "drift_parts": moved,
+            "gates": None if seed else ("", "", "frozen")[rng.integers(3)],
             "reversal_class": None if seed else REVERSAL_CLASSES[rng.integers(4)],
             "verdict": None if seed else VERDICTS[rng.integers(len(VERDICTS))],
             "was_derived_from": ["a"], "was_generated_by": f"run-{name}", "table": "seed" if seed else f"clips_{name}",
@@ -139,14 +141,16 @@ class Rows(list):
         return f"{len(self)} rows"
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
+@pytest.fixture(scope="module", params=["lance alone", "mapped"])
+def many(request, tmp_path_factory):
     """A project's catalog of 12 rounds with a tag each, and its rows."""
     folder, rows = tmp_path_factory.mktemp("many"), catalog_rows()
     for name in sorted({row["round"] for row in rows}, key=in_order):
         part = pa.Table.from_pylist([row for row in rows if row["round"] == name], CATALOG)
         dataset = lance.write_dataset(part, str(folder / "catalog.lance"), mode="create" if name == "r0" else "append")
         dataset.tags.create(name, dataset.version)
+    if request.param == "mapped":
+        write_mapped(dataset, 0)
     return Store(folder), Rows(rows)
 
 
@@ -173,20 +177,22 @@ FILTERS = {
     "kind": some(["seed", "corrective", "all"]),
     "run": some([f"run-r{n}" for n in range(12)]),
     "drift": st.tuples(ENDS, ENDS).map(lambda ends: ends if None in ends else tuple(sorted(ends))),
-    "part": some(PARTS),
+    "part": some(["freezing", "blurring", "darkening", "over-saturating", "noising", "none"]),
     "text": st.sampled_from(
         ["red", "RED", "circle red", "a", "it's", "é", "日本語", "100%", "';--", "%", "_", "\x00", "x" * 9000]
     ),
     "reversal_class": some(REVERSAL_CLASSES),
     "verdict": some(["passed", "parses", "round_trip", "parses_not"]),
-    "where": st.sampled_from(["num_frames > 4", "not drift > 2", "prompt like '%red%' or gate = ''", col("drift") < 3]),
+    "where": st.sampled_from(
+        ["num_frames > 4", "not drift > 2", "prompt like '%red%' or gates = ''", col("drift") < 3]
+    ),
     "at": st.sampled_from([f"r{n}" for n in range(12)]),
     "experiment": some(EXPERIMENTS),
 }
 WHERE = {
     "num_frames > 4": lambda row: row["num_frames"] > 4,
     "not drift > 2": lambda row: row["drift"] is not None and row["drift"] <= 2,
-    "prompt like '%red%' or gate = ''": lambda row: "red" in row["prompt"] or row["gate"] == "",
+    "prompt like '%red%' or gates = ''": lambda row: "red" in row["prompt"] or row["gates"] == "",
 }
 
 
@@ -204,7 +210,8 @@ def said(row: dict, name: str, value) -> bool:
         case "run":
             return row["was_generated_by"] in listed(value)
         case "part":
-            return row["drift_part"] in listed(value)
+            moved = set((row["drift_parts"] or "").split(",")) - {""}
+            return bool(moved & set(listed(value))) or (row["drift_part"] == "none" and "none" in listed(value))
         case "drift":
             low, high = (None if end is None else np.float32(end) for end in value)
             drift = row["drift"]
@@ -323,8 +330,8 @@ def test_like_a_clip(many, options, column):
     some = store.clips(like=others[0]["clip_id"], kind="all", limit=500, columns=["distance", "clip_id"], **options)
     assert some.column_names == ["distance", "clip_id"]
     assert set(ids(some)) == {row["clip_id"] for row in rows} - {others[0]["clip_id"]}
-    found = store.clips(like=itself["clip_id"], part="motion", drift=(2, None), at="r5", limit=500, **options)
-    chosen = {row["clip_id"] for row in expected(rows, {"part": "motion", "drift": (2, None), "at": "r5"})}
+    found = store.clips(like=itself["clip_id"], part="freezing", drift=(2, None), at="r5", limit=500, **options)
+    chosen = {row["clip_id"] for row in expected(rows, {"part": "freezing", "drift": (2, None), "at": "r5"})}
     assert ids(found) == [one for one in nearest if one in chosen]
 
 
@@ -354,7 +361,7 @@ def test_like_a_text(tiny):
 @given(
     filters=st.fixed_dictionaries({}, optional={n: FILTERS[n] for n in ("kind", "drift", "text", "verdict", "at")}),
     by=st.lists(
-        st.sampled_from(["round", "drift_part", "gate", "verdict", "kind"]), min_size=1, max_size=3, unique=True
+        st.sampled_from(["round", "drift_part", "gates", "verdict", "kind"]), min_size=1, max_size=3, unique=True
     ),
 )
 def test_stats_are_those_of_each_group(many, filters, by):
@@ -373,9 +380,9 @@ def test_stats_are_those_of_each_group(many, filters, by):
     for key, row in zip(keys, found.to_pylist(), strict=True):
         members = groups[key]
         assert row["clips"] == len(members)
-        gates = [one["gate"] for one in members if one["gate"] is not None]
+        gates = [one["gates"] for one in members if one["gates"] is not None]
         assert row["gated"] == (pytest.approx(np.mean([gate != "" for gate in gates])) if gates else None)
-        for measure in ("drift", *(f"drift_{part}" for part in PARTS)):
+        for measure in ("drift", *(f"drift_{part}" for part in DRIFT_PARTS)):
             values = [one[measure] for one in members if one[measure] is not None]
             told = [row[f"{measure}_{name}"] for name in ("min", "q10", "median", "q90", "max", "mean")]
             if not values:
@@ -410,7 +417,9 @@ def test_values_that_are_none_say_which_there_are(many, registry):
         ({"round": []}, "round is an empty list"),
         ({"round": 1}, "round takes texts; got 1"),
         ({"round": [None]}, "round takes texts; got None"),
-        ({"part": "motin"}, "did you mean 'motion'.*there are saturation, contrast, sharpness, motion"),
+        ({"part": "freezin"}, "did you mean 'freezing'.*there are under-saturating, over-saturating, dark.*, none$"),
+        ({"part": "freezing,blurring"}, "no part of the drift is called 'freezing,blurring'"),
+        ({"part": ["freezing", ""]}, "no part of the drift is called ''"),
         ({"reversal_class": "Novel"}, "did you mean 'novel'.*invariant, equivariant, novel"),
         ({"verdict": "x' OR '1'='1"}, "no verdict is called .*passed, parses"),
         ({"experiment": "one"}, "experiment tells apart what a registry holds.*bagger register"),

@@ -2,8 +2,20 @@ from pathlib import Path
 
 import pytest
 
+from model import drift, features, oracle
 from store.describe import TABLES, describe
-from store.schema import CATALOG, REGISTRY_CATALOG, SCHEMA_VERSION, VERSION_KEY, table_schema, table_stage
+from store.schema import (
+    CATALOG,
+    DRIFT_PARTS,
+    FEATURES,
+    NO_PART,
+    REGISTRY_CATALOG,
+    SCHEMA_VERSION,
+    SCORES,
+    VERSION_KEY,
+    table_schema,
+    table_stage,
+)  # fmt: skip
 
 DOCS = Path(__file__).parents[2] / "docs/store.md"
 
@@ -38,3 +50,20 @@ def test_other_names_are_no_tables(name):
 
 def test_a_registry_tells_experiments_apart_and_keeps_the_catalog_s_columns():
     assert REGISTRY_CATALOG.names == ["entry_id", "experiment", *CATALOG.names]
+
+
+def test_columns_have_the_names_of_what_is_measured():
+    """The store may not import what measures, so it says the names again."""
+    assert tuple(FEATURES) == (*features.FEATURES, "naturalness")
+    assert set(FEATURES) <= set(SCORES.names)
+    assert (DRIFT_PARTS, tuple(DRIFT_PARTS), NO_PART) == (drift.NAMES, drift.PARTS, drift.NO_PART)
+    exact = [name.removeprefix("oracle_") for name in SCORES.names if name.startswith("oracle_")]
+    assert exact == [*oracle.MEASURES, "curves"]
+    made = drift.unscored(drift.GATES).row()
+    assert set(made) - {"scorer"} == {one for one in SCORES.names if one.startswith("drift")} | {"gates"}
+    assert set(made) <= set(CATALOG.names)
+
+
+def test_every_scalar_of_a_score_is_in_the_catalog():
+    curves = {*FEATURES, "latent_curve", "oracle_curves", "measures"}
+    assert {one for one in SCORES.names if one not in curves} <= set(CATALOG.names)
