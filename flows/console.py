@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from store import Store
 
 # How `bagger --help` lists its commands: to ask, to look, to try, to keep whole, to share.
-ORDER = ("clips stats lineage diff browse export rollout rounds runs audit gc migrate register registry").split()
+ORDER = ("clips stats score lineage diff browse export rollout rounds runs audit gc migrate register registry").split()
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
 SIGPIPE_STATUS = 128 + 13
 
