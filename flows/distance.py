@@ -33,7 +33,12 @@ class Looks:
 
 
 class Watcher:
-    """The extractor of `scoring.distance`; may be shared by threads, and is used by one at a time."""
+    """The extractor of `scoring.distance`; may be shared by threads, and is used by one at a time.
+
+    Attributes:
+        size: frames of a window: a second, or more where a network of videos wants more at once.
+        identity: of the extractor.
+    """
 
     def __init__(self, params: Params) -> None:
         from model.extractors import load
@@ -42,18 +47,16 @@ class Watcher:
         assert chosen is not None
         self._extractor = load(chosen.name, chosen.source, chosen.revision, pick_device(params.resources.device))
         self.identity: dict[str, Any] = self._extractor.identity
-        # A network of videos wants so many frames at once, also where a second has fewer.
-        self._least = max(2, getattr(self._extractor, "num_frames", None) or 2)
-        self._fps = params.video.fps
+        least = getattr(self._extractor, "num_frames", 0) or 2
+        self.size = max(round(params.video.fps), least)  # frames of a window
         self._lock = threading.Lock()
 
     def look(self, frames: np.ndarray) -> np.ndarray | None:
-        """Features [W, D] of every second of frames uint8 [T, H, W, 3]; None for a clip that is shorter than one."""
-        size = max(round(self._fps), self._least)
-        if len(frames) < size:
+        """Features [W, D] of every window of frames uint8 [T, H, W, 3]; None for a clip shorter than one."""
+        if len(frames) < self.size:
             return None
         with self._lock:
-            return self._extractor.windows(frames, frechet.windows(len(frames), size, size))
+            return self._extractor.windows(frames, frechet.windows(len(frames), self.size, self.size))
 
 
 def over_time(real: Looks, rounds: Mapping[str, Looks], repeats: int = REPEATS) -> dict[str, dict[str, np.ndarray]]:

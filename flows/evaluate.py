@@ -55,6 +55,7 @@ def main(params: Params, round: str) -> None:
         clips, fps = heldout(params), params.video.fps
         size, chunk = params.clip.chunk_latents, chunk_frames(params)
         prefix, longest = (num_frames(generator.pipe.vae, size * n) for n in (1, params.evaluation.num_chunks))
+        seconds = segment_seconds(longest, fps)
         folder = stage.work / "evaluation"
         (folder / "videos").mkdir(parents=True, exist_ok=True)
 
@@ -79,13 +80,12 @@ def main(params: Params, round: str) -> None:
                     frames, prefix, num_frames=longest, chunk_frames=chunk, latents=latents, prefix_latents=size,
                     chunk_latents=size, program=program_of(clip["extra"]), fps=fps, prompt=clip["prompt"],
                 )  # fmt: skip
-                seconds = segment_seconds(len(frames), fps)
                 measured = scorer.segments(frames, fps, clip["prompt"], seconds) if scored.curves else []
                 look = watcher.look(frames) if watcher else None
             result = {
                 "row": row_of(clip, scored, fps, chunk),
                 "curves": curves_of(scored),
-                "segments": segments_of(clip["clip_id"], scored, fps, measured),
+                "segments": segments_of(clip["clip_id"], scored, fps, seconds, measured),
             }
             _write(folder / "videos" / f"{clip['clip_id']}.mp4", video)
             if look is not None:

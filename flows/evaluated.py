@@ -123,17 +123,20 @@ def segment_seconds(num_frames: int, fps: float) -> float:
     return SEGMENT_SECONDS if length >= 2 * SEGMENT_SECONDS else length / SEGMENTS
 
 
-def segments_of(clip_id: str, scored: Scored, fps: float, measured: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+def segments_of(
+    clip_id: str, scored: Scored, fps: float, seconds: float, measured: Sequence[Mapping[str, Any]] = ()
+) -> list[Row]:
     """A row a segment (vbench.segment_bounds): means of the curves over it, None where nothing is known.
 
-    measured: the pretrained metrics of each, where a segment is a clip of its own (`Scorer.segments`).
+    seconds: of a segment, segment_seconds of the long rollouts, for real clips too. measured: the pretrained metrics
+    of each, where a segment is a clip of its own (`Scorer.segments`).
     """
     curves = {**scored.curves, **{f"oracle_{name}": curve for name, curve in scored.oracle_curves.items()}}
     frames = len(next(iter(curves.values()), ()))
     if not frames:
         return []
     rows = []
-    for index, (start, stop) in enumerate(vbench.segment_bounds(frames, fps, segment_seconds(frames, fps)).tolist()):
+    for index, (start, stop) in enumerate(vbench.segment_bounds(frames, fps, seconds).tolist()):
         row: Row = {"clip_id": clip_id, "segment": index, "start": start / fps, "end": stop / fps}
         row |= {name: mean(curves[name][start:stop]) if name in curves else None for name in CURVES}
         row |= {name: one.value for name, one in measured[index].items()} if measured else {}
@@ -160,9 +163,8 @@ def half_width(values: Sequence[float]) -> float:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """For `dvc metrics`: means over clips of MEANS and of pretrained metrics, drift_ci95 (half the width of the 95 %
     interval), gated (how many clips), drift_part (the share of clips by what they drift in most)."""
-    extra = [name for name in rows[0] if name in _metric_names(rows)]
     result: dict[str, Any] = {"num_clips": len(rows), "gated": sum(bool(row["gates"]) for row in rows)}
-    for name in (*MEANS, *extra):
+    for name in (*MEANS, *metric_names(rows)):
         values = [row[name] for row in rows if _known(row.get(name))]
         if values:
             result[name] = round(float(np.mean(values, dtype=np.float64)), 4)
@@ -188,14 +190,20 @@ def part_shares(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     return shares
 
 
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """The pretrained metrics of rows, in order: what has deltas and is no feature."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("bagger20_"))
+    return [name for one in names if (name := one.removeprefix("bagger20_")) not in DELTAS]
+
+
 # ---- files
 
 
 def write_tables(folder: Path, results: Sequence[Mapping[str, Any]], fps: float) -> None:
     """scores.csv, curves.csv and segments.csv of {"row", "curves", "segments"} a clip."""
     rows, parts = [result["row"] for result in results], [row for result in results for row in result["segments"]]
-    _write_rows(folder / "scores.csv", rows, list(rows[0]))
-    _write_rows(folder / "segments.csv", parts, ["clip_id", "segment", "start", "end", *CURVES])
+    write_rows(folder / "scores.csv", rows, list(rows[0]))
+    write_rows(folder / "segments.csv", parts, ["clip_id", "segment", "start", "end", *CURVES])
     names = list(dict.fromkeys([*CURVES, *(name for result in results for name in result["curves"])]))
     with (folder / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
@@ -237,7 +245,8 @@ def evaluated(results: Sequence[Mapping[str, Any]]) -> Evaluated:
     return Evaluated([r["row"] for r in results], curves, [row for r in results for row in r["segments"]])
 
 
-def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+    """A CSV file with `columns` first, then what else the rows have; None is an empty cell."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -251,13 +260,6 @@ def _read_rows(path: Path) -> list[Row]:
             {name: text if name in TEXT else float(text) if text else None for name, text in row.items()}
             for row in csv.DictReader(file)
         ]
-
-
-def _metric_names(rows: Sequence[Row]) -> set[str]:
-    """Columns of pretrained metrics: those that have deltas and a value of their own."""
-    return {name.removeprefix("bagger20_") for row in rows for name in row if name.startswith("bagger20_")} - set(
-        DELTAS
-    )
 
 
 def _known(value: Any) -> bool:
