@@ -75,7 +75,7 @@ def history(tiny, rows, tmp_path_factory) -> SimpleNamespace:
     first = commit("first")
     dvc(root, "push", "-q")
     clips, scores = rows.clips("r2", tiny.models["r1"]), rows.scores("r2")
-    scores[0] |= {"drift": 1.4, "drift_motion": 2.5}
+    scores[0] |= {"drift": 1.4, "drift_motion": 2.5, "drift_part": "speeding-up", "drift_parts": "speeding-up"}
     scores[1] |= {"rollout_id": "rollout-r2-2", "drift": 0.2}
     clips[1] |= {"clip_id": "clip-r2-2", "rollout_id": "rollout-r2-2", "prompt": "a new \x1b[31mone"}
     rows.seal(root / "data", "scores_r2", scores)

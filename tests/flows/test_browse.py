@@ -1,5 +1,6 @@
 """`bagger browse` as a person uses it: the real command, a real browser, a store with real videos."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from store.catalog import build_catalog
 from store.digest import bytes_sha256, id_of
 from store.mixture import Pool, expand, write_plan
 from store.registry import register
+from store.schema import DRIFT_PARTS, FEATURES
 from store.video import encode_video
 
 streamlit_testing = pytest.importorskip("streamlit.testing.v1", reason="bagger[browse] is not installed")
@@ -63,8 +65,10 @@ def build(root: Path, rows: SimpleNamespace, count: int = COUNT, drifts: float =
     parents = [{"rollout_id": f"rollout-{n}", "seed_clip_id": f"seed-{n}"} for n in ids]
     rows.seal(root, "seed", [seed | media[n] | {"clip_id": f"seed-{n}", "prompt": prompts[n]} for n in ids])
     rows.seal(root, "rollouts_r1", [rollout | media[n] | parents[n] | {"prompt": prompts[n]} for n in ids])
-    curve = {name: np.linspace(0, 1, 8).tolist() for name in ("saturation", "contrast", "sharpness", "motion")}
-    scored = [score | curve | {"rollout_id": f"rollout-{n}", "drift": n * drifts, "drift_motion": -9.0} for n in ids]
+    curve = {name: np.linspace(0, 1, 8).tolist() for name in FEATURES}
+    moved = {"drift_motion": -9.0, "drift_part": "freezing", "drift_parts": "freezing,color-casting"}
+    exact = {"latent_curve": [0.0, 1.0], "oracle_curves": json.dumps({"error": [None, 0.5], "bad": "<b>", "x": [{}]})}
+    scored = [score | curve | moved | exact | {"rollout_id": f"rollout-{n}", "drift": n * drifts} for n in ids]
     rows.seal(root, "scores_r1", scored)
     named = [
         {"clip_id": f"clip-{n}", "prompt": prompts[n], "source_prompt": prompts[n], "raw_output": prompts[n]}
@@ -367,12 +371,51 @@ def test_registry_filters_by_experiment(tmp_path, rows):
 
 
 def test_every_choice_filters(filmed_store):
-    app = run_page(filmed_store, round="r1", drift=["0.4", "2.0"], part="motion", words="Disc it's")
+    app = run_page(filmed_store, round="r1", drift=["0.4", "2.0"], part="color-casting", words="Disc it's")
     app.query_params["class"] = "equivariant"
     app.run()
     assert not app.exception
     assert pages(app) == "**4 clips**"
     assert [one.value for one in app.caption if one.value.startswith("r1 · **")] == [
-        f"r1 · **{drift}** motion" for drift in ("2.00", "1.50", "1.00", "0.50")
+        f"r1 · **{drift}** freezing" for drift in ("2.00", "1.50", "1.00", "0.50")
     ]
+    assert pages(run_page(filmed_store, part="blurring")) == "**0 clips**"
     assert pages(run_page(filmed_store, kind="seed", words="'; -- %")) == "**0 clips**"
+
+
+def test_the_curves_behind_what_moved_come_first(filmed_store):
+    app = run_page(filmed_store, clip="clip-3")
+    assert not app.exception
+    curves = app.multiselect[0]
+    assert curves.value == ["cr", "cb", "flow", "motion"]
+    assert curves.options == [*(name for name in FEATURES), "latent_curve", "oracle: error"]
+    assert "moved: freezing, color-casting\ngates: passed" in [one.value.rpartition("\nby")[0] for one in app.text]
+    curves.set_value(["latent_curve", "oracle: error"]).run()
+    assert not app.exception
+    assert run_page(filmed_store, clip="clip-4").multiselect[0].value == ["cr", "cb", "flow", "motion"]
+
+
+def test_what_was_not_measured_is_said(tmp_path, rows):
+    """A rollout that failed a gate, and one that an older scorer measured."""
+    scores = rows.scores("r1")
+    for name in list(scores[0]):
+        if name in FEATURES or name.startswith("drift"):
+            scores[0][name] = None
+    scores[0] |= {"gates": "undecodable"}
+    scores[1] |= {f"drift_{part}": None for part in DRIFT_PARTS} | {"drift_z": None} | dict.fromkeys([*FEATURES][4:])
+    store, model = tmp_path / "store", id_of("model", "0" * 64)
+    rows.seal(tmp_path, "seed", rows.seed())
+    rows.seal(tmp_path, "rollouts_r1", rows.rollouts("r1", model))
+    rows.seal(tmp_path, "scores_r1", scores)
+    rows.seal(tmp_path, "clips_r1", rows.clips("r1", model))
+    build_catalog(store, ["r1"], [])
+    app = run_page(store, clip="clip-r1-0")
+    assert not app.exception
+    assert "r1 · drift unknown" in [one.value for one in app.caption]
+    assert app.metric[0].value == "unknown"
+    assert any(one.value.startswith("moved: nothing\ngates: undecodable") for one in app.text)
+    assert app.multiselect[0].options == []
+    app = run_page(store, clip="clip-r1-1")
+    assert not app.exception
+    assert any("were not measured, or by an older scorer" in one.value for one in app.info)
+    assert app.multiselect[0].value == ["saturation"]

@@ -77,8 +77,13 @@ def films(rows, tmp_path_factory):
         (["--drift", "0.6:"], {"drift": (0.6, None)}),
         (["--drift", ":0.4"], {"drift": (None, 0.4)}),
         (["--drift", "-1:.4"], {"drift": (-1, 0.4)}),
-        (["--part", "saturation", "--part", "motion"], {"part": ["saturation", "motion"]}),
-        (["--part", "motion"], {"part": "motion"}),
+        (["--part", "freezing", "--part", "darkening"], {"part": ["freezing", "darkening"]}),
+        (
+            ["--part", "darkening"],
+            {"where": "drift_parts = 'over-saturating,darkening'"},
+        ),  # not the one that moved most
+        (["--part", "none"], {"where": "drift_part = 'none'"}),
+        (["--where", "drift_parts like '%darkening%'"], {"part": "darkening"}),
         (["--run", "run-correct-r1", "--run", "run-train-r0"], {"run": ["run-correct-r1", "run-train-r0"]}),
         (["--text", "disc NUMBER 1"], {"text": "disc number 1"}),
         (["--class", "equivariant"], {"reversal_class": "equivariant"}),
@@ -149,7 +154,7 @@ def test_columns_all_and_embeddings_are_flat(bagger, tiny):
         (["--drift", "a:b"], "expected LOW:HIGH"),
         (["--drift", "3:2"], "at least 3.0 and at most 2.0"),
         (["--drift", "nan:"], "finite"),
-        (["--part", "motin"], "did you mean 'motion'"),
+        (["--part", "freezin"], "did you mean 'freezing'"),
         (["--class", "equivarant"], "did you mean 'equivariant'"),
         (["--verdict", "grammar"], "there are passed, parses"),
         (["--run", "run-9"], "no run 'run-9'"),
@@ -210,7 +215,7 @@ def test_csv_gives_every_text_back(bagger, hostile):
     assert [row[2:] for row in rows[1:]] == [["0.9", "0.25"], ["0.6", ""], ["0.4", "0.25"], ["0.1", ""]]
 
 
-@pytest.mark.parametrize("columns", [[], ["--columns", "prompt,drift,num_frames,gate,was_derived_from,clip_id"]])
+@pytest.mark.parametrize("columns", [[], ["--columns", "prompt,drift,num_frames,gates,was_derived_from,clip_id"]])
 def test_files_agree_row_by_row(bagger, hostile, tmp_path, columns):
     options = ["clips", "--store", hostile, "--kind", "all", "--sort", "-drift", *columns]
     for ending in ("csv", "json", "parquet"):
@@ -352,7 +357,7 @@ def test_stats_by_round(bagger, tiny):
     assert (told.status, told.err) == (0, "")
     lines = told.out.splitlines()
     assert lines[0].split("  ")[:3] == ["round", "clips", "gated"]
-    assert [line.split()[0] for line in lines[1:]] == ["r1"] * 5 + ["r2"] * 5
+    assert [line.split()[0] for line in lines[1:]] == ["r1"] * 8 + ["r2"] * 8
     assert lines[1].split() == ["r1", "2", "0.0%", "drift", "0.6", "0.63", "0.75", "0.87", "0.9", "0.75"]
     assert max(map(len, lines)) <= 80
     (r1, r2) = json.loads(bagger("stats", "--store", tiny.store, "--json").out)

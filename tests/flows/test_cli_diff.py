@@ -56,7 +56,7 @@ def test_git_revisions_and_what_there_is_now(bagger, project):
     header, changed, *others = told.out.splitlines()[-4:]
     assert header.split() == "clip_id change round drift_a drift_b drift_change columns prompt".split()
     assert changed.split()[:6] == ["clip-r2-0", "changed", "r2", "0.4", "1.4", "1"]
-    assert "drift_motion drift drift_part" in changed
+    assert "drift_motion drift drift_part drift_parts" in changed
     assert [one.split()[:2] for one in others] == [["clip-r2-2", "added"], ["clip-r2-1", "removed"]]
     assert "\x1b" not in told.out  # clip-r2-2's prompt holds one
 
@@ -77,9 +77,9 @@ def test_json_is_flat_and_has_both_values_of_what_changed(bagger, project):
     assert {type(value) for one in found.values() for value in one.values()} <= {str, int, float, type(None)}
     changed = found["clip-r2-0"]
     assert changed["change"] == "changed"
-    assert changed["columns"] == "drift_motion drift drift_part"
+    assert changed["columns"] == "drift_motion drift drift_part drift_parts"
     assert (changed["a.drift"], changed["b.drift"]) == (0.4, 1.4)
-    assert (changed["a.drift_part"], changed["b.drift_part"]) == ("saturation", "motion")
+    assert (changed["a.drift_part"], changed["b.drift_part"]) == ("over-saturating", "speeding-up")
     assert not [name for name in found["clip-r2-2"] if "." in name]
     rows = json.loads(bagger("diff", "first", "--json", "--summary").out)
     assert {one["row"] for one in rows} == {"counts", "distribution", "histogram"}

@@ -16,6 +16,7 @@ from flows.process import acquire_lock
 from flows.stage import Stage
 from flows.unfinished import unfinished_runs
 from store.manifest import write_manifest
+from store.schema import SCHEMA_VERSION
 from store.table import StoreError, WorkingTable, table_schema
 
 ROOT = Path(__file__).parents[2]
@@ -267,5 +268,5 @@ def test_a_work_folder_that_is_a_link_is_left_alone(project, rows, tmp_path_fact
 
 def test_migrate_has_nothing_to_do_here(bagger, project):
     told = bagger("migrate")
-    assert (told.status, told.out) == (0, "data/store: all of it is of schema 2; nothing to do\n")
+    assert (told.status, told.out) == (0, f"data/store: all of it is of schema {SCHEMA_VERSION}; nothing to do\n")
     assert bagger("migrate", "--store", "s3://team/registry").status == 1
