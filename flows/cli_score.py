@@ -117,8 +117,8 @@ def score(
     store: corrective ones as the rollouts they were made of, whose scores stand in the store already; what --metrics
     adds is measured once and kept in .work/scores. Without --out nothing else is written.
 
-    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be read. A video is held
-    in memory whole, about four times its raw frames at 3 bytes a pixel: --max-frames cuts a long one.
+    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be read. Memory is about
+    1 MB a frame at most, with --metrics four times the raw frames: --max-frames cuts a long video.
     """
     names = _names(metrics)
     if names == [LIST]:

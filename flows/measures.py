@@ -30,12 +30,12 @@ from flows.progress import note, progress_bar
 from flows.score_files import ClipScore, known
 from flows.scorer import Scored, Scorer
 from flows.stage import pick_device
-from model import drift, metrics
+from model import drift, features, metrics
 from store.digest import canonical_json, digest
 from store.errors import printable
 from store.schema import FEATURES
 from store.table import WorkingTable
-from store.video import VideoError, decode_video, probe
+from store.video import MAX_DECODED_BYTES, VideoError, decode_video, probe, stream_video
 
 if TYPE_CHECKING:
     from model.metrics import Measured
@@ -228,10 +228,13 @@ def score_videos(videos: Mapping[str, str | None], rules: VideoRules, measured: 
 def _score_video(path: str, prompt: str | None, rules: VideoRules, units: Units, measured: Metrics) -> ClipScore:
     head = {"path": path}
     try:
-        fps = probe(path).fps
-        frames = decode_video(path, max_frames=rules.max_frames)
+        info = probe(path)
+        fps, scorer = info.fps, units.scorer(rules.unit, info.height, info.width)
+        if measured.names or scorer.fitted is not None:  # they look at whole pictures
+            frames = decode_video(path, max_frames=rules.max_frames)
+        else:
+            frames = _small(path, rules.max_frames)
         prefix = rules.prefix.frames(len(frames), fps)
-        scorer = units.scorer(rules.unit, *frames.shape[1:3])
         scored = scorer.score(frames, prefix, chunk_frames=rules.chunk_frames)
     except VideoError as error:
         return ClipScore(head, _unscored(), rules.unit, error=str(error))
@@ -252,6 +255,17 @@ def _score_video(path: str, prompt: str | None, rules: VideoRules, units: Units,
         head, scored.summary(), rules.unit, len(frames), prefix, rules.chunk_frames, fps, curves,
         {name: one.value for name, one in values.items()}, problem,
     )  # fmt: skip
+
+
+def _small(path: str, max_frames: int | None) -> np.ndarray:
+    """The frames of a file as features see them: larger ones averaged down while they are read."""
+    pieces, size = [], 0
+    for piece in stream_video(path, max_frames=max_frames):
+        pieces.append(features.shrink(piece))
+        size += pieces[-1].nbytes
+        if size > MAX_DECODED_BYTES:
+            raise VideoError(f"{path}: more than {MAX_DECODED_BYTES} bytes of frames; cut it or give --max-frames")
+    return np.concatenate(pieces)
 
 
 def _unscored() -> dict[str, Any]:

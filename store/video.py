@@ -39,6 +39,9 @@ Source = Path | str | bytes
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf"
 MAX_DECODED_BYTES = 4 * 2**30  # of one clip, as RGB: about 3,500 frames of 832x480
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+# Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
+EVERY_FRAME = "settb=1/25,setpts=N,fps=25"
+SQUARE_PIXELS = f"scale=w='max(1,round(iw*if(sar,sar,1)))':h=ih:flags={SCALER},setsar=1,format=rgb24"
 
 
 class VideoError(ValueError):
@@ -262,9 +265,7 @@ def decode_video(
     if (height is None) != (width is None):
         raise VideoError(f"height and width go together, saw height={height!r}, width={width!r}")
     name = _name(source)
-    # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
-    filters = [f"fps={Fraction(fps).limit_denominator(1001)}" if fps else "settb=1/25,setpts=N,fps=25"]
-    filters.append(f"scale=w='max(1,round(iw*if(sar,sar,1)))':h=ih:flags={SCALER},setsar=1,format=rgb24")
+    filters = [f"fps={Fraction(fps).limit_denominator(1001)}" if fps else EVERY_FRAME, SQUARE_PIXELS]
     if height is not None:
         cover = f"scale=w={width}:h={height}:force_original_aspect_ratio=increase:flags={SCALER}"
         filters[1:] = [filters[1].removesuffix(",format=rgb24"), f"{cover},format=rgb24,crop={width}:{height}"]
@@ -272,11 +273,7 @@ def decode_video(
     if max_frames is not None:
         output["frames:v"] = max_frames
     with _opened(source) as (url, stdin, protocol):
-        # PPM pictures one after the other: raw RGB whose size stands before each frame, so that none need be asked.
-        command = _input(url, protocol).output(
-            "pipe:1", format="image2pipe", vcodec="ppm", map="0:V:0", vf=",".join(filters), **output
-        )
-        raw = _ffmpeg(command, name, stdin=stdin)
+        raw = _ffmpeg(_decoding(url, protocol, filters, output), name, stdin=stdin)
     if len(raw) >= MAX_DECODED_BYTES:
         raise VideoError(f"{name}: more than {MAX_DECODED_BYTES} bytes of frames; cut it or pass max_frames")
     header = re.match(rb"P6\n(\d+) (\d+)\n255\n", raw)
@@ -288,6 +285,47 @@ def decode_video(
         raise VideoError(f"{name}: ffmpeg stopped within a frame")
     pictures = np.frombuffer(raw, np.uint8).reshape(-1, size)[:, len(header[0]) :]
     return pictures.copy().reshape(-1, height, width, 3)
+
+
+def stream_video(path: Path | str, *, max_frames: int | None = None, piece: int = 16) -> "Iterator[np.ndarray]":
+    """The frames that decode_video gives of a file, in pieces [piece or fewer, H, W, 3], of a video of any length.
+
+    Memory does not grow with the number of frames. Raises VideoError as decode_video, but only where the damage is met:
+    pieces before it have been given by then.
+    """
+    name = _name(path)
+    output = {} if max_frames is None else {"frames:v": max_frames}
+    with _opened(Path(path)) as (url, _, protocol), tempfile.TemporaryFile(prefix="bagger-video-") as said:
+        command = _decoding(url, protocol, [EVERY_FRAME, SQUARE_PIXELS], output)
+        process = subprocess.Popen(
+            _arguments(command, "error", "-xerror", "-nostdin"),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            header = b"".join(process.stdout.readline() for _ in range(3))
+            size = re.fullmatch(rb"P6\n(\d+) (\d+)\n255\n", header)
+            width, height = (int(size[1]), int(size[2])) if size else (0, 0)
+            step, raw = len(header) + height * width * 3, header
+            while size and raw:
+                raw += process.stdout.read(piece * step - len(raw))
+                if len(raw) % step:
+                    break  # ffmpeg says why, below
+                pictures = np.frombuffer(raw, np.uint8).reshape(-1, step)
+                if (pictures[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
+                    raise VideoError(f"{name}: its frames change their size")
+                yield pictures[:, len(header) :].reshape(-1, height, width, 3)
+                raw = process.stdout.read(1)
+            process.stdout.close()  # nothing more is read, so that ffmpeg does not wait for it
+            process.wait()
+            said.seek(0)
+            _raise_errors(said.read(), process.returncode, name)
+            if not size or raw:
+                raise VideoError(f"{name}: {'ffmpeg stopped within a frame' if size else 'no frames in it'}")
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 def probe(source: Source) -> VideoInfo:
@@ -320,6 +358,13 @@ def probe(source: Source) -> VideoInfo:
         duration=int(length[1]) * 3600 + int(length[2]) * 60 + float(length[3]) if length else None,
         codec=codec[1],
         rotation=rotation,
+    )
+
+
+def _decoding(url: str, protocol: str, filters: list[str], output: dict[str, Any]) -> Any:
+    """The command that prints PPM pictures one after the other: RGB whose size stands before each frame."""
+    return _input(url, protocol).output(
+        "pipe:1", format="image2pipe", vcodec="ppm", map="0:V:0", vf=",".join(filters), **output
     )
 
 

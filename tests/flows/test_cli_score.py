@@ -21,7 +21,7 @@ from model import drift, features, naturalness
 from model.injection import inject, natural_clip
 from store.catalog import build_catalog
 from store.digest import bytes_sha256
-from store.video import decode_video, encode_video
+from store.video import decode_video, encode_video, stream_video
 
 ROOT = Path(__file__).parents[2]
 FPS, FRAMES, PREFIX, CHUNK = 16, 57, 9, 12
@@ -129,13 +129,17 @@ def decoded(monkeypatch):
 
     counter = Counter()
 
-    def counting(source, **settings):
-        if len(seen) == counter.stop:
-            raise KeyboardInterrupt
-        seen.append(source)
-        return decode_video(source, **settings)
+    def counting(decode):
+        def counted(source, **settings):
+            if len(seen) == counter.stop:
+                raise KeyboardInterrupt
+            seen.append(source)
+            return decode(source, **settings)
 
-    monkeypatch.setattr(flows.measures, "decode_video", counting)
+        return counted
+
+    for name, decode in {"decode_video": decode_video, "stream_video": stream_video}.items():
+        monkeypatch.setattr(flows.measures, name, counting(decode))
     return counter
 
 
@@ -162,6 +166,15 @@ def test_naturalness_is_left_out_where_frames_have_another_size(bagger, project,
     (tmp_path / "wide.mp4").write_bytes(encode_video(natural_clip(1, 12, 48, 80), FPS))
     (row,) = json.loads(bagger("score", tmp_path / "wide.mp4", "--json").out)
     assert (row["naturalness_drift"], row["unit"]) == (None, "generic")
+
+
+def test_a_large_video_is_scored_alike_whether_it_is_read_in_pieces_or_whole(bagger, elsewhere):
+    frames = np.repeat(np.repeat(natural_clip(2, 40, 80, 96), 4, 1), 4, 2)  # 320 pixels high: more than features see
+    Path("large.mp4").write_bytes(encode_video(inject(frames, "darkening", 0.5, 6), FPS))
+    (pieces,) = json.loads(bagger("score", "large.mp4", "--json").out)
+    (whole,) = json.loads(bagger("score", "large.mp4", "--json", "--metrics", "temporal_flickering").out)
+    assert whole["metrics"].keys() - pieces["metrics"].keys() == {"temporal_flickering"}
+    assert {k: v for k, v in whole.items() if k != "metrics"} == {k: v for k, v in pieces.items() if k != "metrics"}
 
 
 def test_without_a_project_and_with_nothing_heavy(videos, elsewhere):

@@ -12,7 +12,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from store import video
-from store.video import VideoError, VideoWriter, decode_video, encode_video, ffmpeg, probe
+from store.video import VideoError, VideoWriter, decode_video, encode_video, ffmpeg, probe, stream_video
 
 
 def smooth_clip(num_frames: int = 21, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -226,6 +226,41 @@ def test_a_cut_webm_is_refused(tmp_path):
     data = make(tmp_path / "a.webm", "-c:v", "libvpx-vp9", "-cpu-used", "8").read_bytes()
     with pytest.raises(VideoError, match="prematurely"):
         decode_video(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(("count", "piece"), [(1, 16), (16, 16), (17, 16), (40, 7)])
+def test_a_stream_gives_the_same_frames_in_pieces(tmp_path, count, piece):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode_video(smooth_clip(count, 31, 48), 8))
+    pieces = list(stream_video(path, piece=piece))
+    assert [len(one) for one in pieces[:-1]] == [piece] * (len(pieces) - 1)
+    assert np.array_equal(np.concatenate(pieces), decode_video(path))
+    few = np.concatenate(list(stream_video(path, max_frames=5)))
+    assert np.array_equal(few, decode_video(path, max_frames=5))
+
+
+def test_a_stream_of_a_damaged_video_ends_in_an_error(tmp_path):
+    path = tmp_path / "clip.mp4"
+    data = bytearray(encode_video(np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8), 8))
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"clip\.mp4: ffmpeg says"):
+        list(stream_video(path))
+    path.write_text("no video")
+    with pytest.raises(VideoError, match=r"clip\.mp4"):
+        list(stream_video(path))
+    with pytest.raises(VideoError, match="no such file"):
+        list(stream_video(tmp_path / "none.mp4"))
+
+
+def test_a_stream_that_is_left_leaves_no_process(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode_video(smooth_clip(64, 64, 64), 8))
+    stream = stream_video(path, piece=2)
+    next(stream)
+    stream.close()
+    mine = subprocess.run(["ps", "-o", "args", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    assert "clip.mp4" not in mine
 
 
 def test_a_clip_too_long_for_memory_is_refused(monkeypatch):
