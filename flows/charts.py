@@ -118,9 +118,10 @@ def draw_curves(sets: Sets, names: Sequence[str], fps: float, prefix: int, chunk
 
 
 def running(curve: np.ndarray, size: int) -> np.ndarray:
-    """Means of a curve [T] over `size` frames about each, fewer at the ends, of what is known: [T]."""
-    before = (size - 1) // 2
-    parts = [curve[max(0, t - before) : t - before + size] for t in range(len(curve))]
+    """Means of a curve [T] over `size` frames about each, of what is known; at the ends over the last such: [T]."""
+    last = max(0, len(curve) - size)
+    starts = [min(max(0, t - (size - 1) // 2), last) for t in range(len(curve))]
+    parts = [curve[start : start + size] for start in starts]
     return np.array([part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts])
 
 

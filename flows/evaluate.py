@@ -56,8 +56,9 @@ def main(params: Params, round: str) -> None:
         size, chunk = params.clip.chunk_latents, chunk_frames(params)
         prefix, longest = (num_frames(generator.pipe.vae, size * n) for n in (1, params.evaluation.num_chunks))
         seconds = segment_seconds(longest, fps)
-        folder = stage.work / "evaluation"
+        folder, found = stage.work / "evaluation", stage.work / "clips"
         (folder / "videos").mkdir(parents=True, exist_ok=True)
+        found.mkdir(exist_ok=True)
 
         def work(batch: list[dict[str, Any]]) -> None:
             made = generators().generate(
@@ -89,31 +90,29 @@ def main(params: Params, round: str) -> None:
             }
             _write(folder / "videos" / f"{clip['clip_id']}.mp4", video)
             if look is not None:
-                _write(folder / f"{clip['clip_id']}.npy", _npy(look))
-            _write(folder / f"{clip['clip_id']}.json", json.dumps(result).encode())  # last: the clip is whole
+                _write(found / f"{clip['clip_id']}.npy", _npy(look))
+            _write(found / f"{clip['clip_id']}.json", json.dumps(result).encode())  # last: the clip is whole
+
+        def is_done(clip: dict[str, Any]) -> bool:
+            places = found / f"{clip['clip_id']}.json", folder / "videos" / f"{clip['clip_id']}.mp4"
+            return all(place.is_file() for place in places)
 
         def report() -> None:
             shown = [(folder / "videos" / f"{c['clip_id']}.mp4").read_bytes() for c in clips[:8]]
             sheet = sheet_of(shown, [c["prompt"] for c in clips[:8]])
             publish_sheet(f"evaluation-{round}", sheet, "Long rollouts on held-out prompts.")
 
-        batches = [
-            batch for batch in chunked(clips, params.resources.rollout_batch)
-            if not all((folder / f"{c['clip_id']}.json").is_file() for c in batch)
-        ]  # fmt: skip
+        batches = [b for b in chunked(clips, params.resources.rollout_batch) if not all(map(is_done, b))]
         done = len(clips) - sum(map(len, batches))
         run = run_batches(stage.label, batches, work, workers=workers, unit="clip", done=done, report=report)
         stage.flow_run_id = run.flow_run_id
-        results = [json.loads((folder / f"{c['clip_id']}.json").read_text()) for c in clips]
+        results = [json.loads((found / f"{c['clip_id']}.json").read_text()) for c in clips]
         summary = summarise([r["row"] for r in results])
         write_tables(folder, results, fps)
         if watcher:
-            files = {c["clip_id"]: folder / f"{c['clip_id']}.npy" for c in clips}
+            files = {c["clip_id"]: found / f"{c['clip_id']}.npy" for c in clips}
             looks = looks_of({one: np.load(file) if file.is_file() else None for one, file in files.items()})
             _write(folder / "looks.npy", _npy(looks.features))
-        for path in [*folder.glob("seed-*.json"), *folder.glob("seed-*.npy")]:
-            path.unlink()
-        if watcher:
             write_json(folder / "looks.json", {"clip_ids": looks.clip_ids, "extractor": watcher.identity})
         target = paths.evaluation(round)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,102 +1,103 @@
-"""What an evaluation writes down: a row a clip, a line a frame, means for `dvc metrics`."""
+"""The stage as a whole, on a tiny model: what it leaves, that it repeats itself, that it goes on where it stopped."""
 
-import csv
 import json
-import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flows.evaluate import CURVES, curves_of, row_of, summarise, write_tables
-from model.drift import Drift
-from model.features import FEATURES
-from model.oracle import MEASURES
-
-CLIP = {"clip_id": "seed-1", "prompt": 'a dog, "Rex", runs'}
-
-
-def found(value=1.0, gate="", oracle=True, frames=6):
-    numbers = dict.fromkeys(FEATURES, value)
-    curve = np.arange(frames, dtype=np.float32)
-    unknown = np.full(frames, np.nan, np.float32)
-    exact = {"object_present": curve, "color_error": unknown, "position_error": np.where(curve < 5, np.nan, curve)}
-    exact["background_error"] = np.where(curve < 5, curve, np.nan)
-    return {
-        "drift": Drift(numbers, dict.fromkeys(FEATURES, -value), value, gate),
-        "curves": dict.fromkeys(FEATURES, curve / 10),
-        "oracle_curves": exact if oracle else {},
-    }
+from flows import evaluate, paths
+from flows.distance import Watcher
+from flows.evaluated import Evaluated, read_tables
+from flows.scorer import project_scorer
+from flows.server import prefect_server
+from model import drift, features
+from store.video import decode_video
+from tests.flows.heldout import CLIPS, FRAMES, project
 
 
-def test_a_row_has_the_late_oracle_and_the_signed_drift():
-    row = row_of(CLIP, found(2.0))
-    assert (row["clip_id"], row["prompt"], row["drift"], row["gate"]) == (*CLIP.values(), 2.0, "")
-    assert row["drift_motion"] == -2.0
-    assert row["delta_motion"] == 2.0
-    assert row["oracle_object_present"] == 4.5  # of frames 4 and 5: the last third of 6
-    assert row["oracle_position_error"] == 5.0  # those that know it
-    assert row["oracle_background_error"] == 4.0
-    assert row["oracle_color_error"] is None
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_base):
+    """Round r0 evaluated, which was stopped before the end, and r1, which is the same model, without interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("evaluate"))
+        params = project(tiny_base)
+        project_scorer(params, "evaluation")  # loads all code: work in progress is told apart by the code loaded
+        Watcher(params)
+        with prefect_server():
+            Path("evaluation").write_text("in the way")
+            with pytest.raises(OSError, match="evaluation"):
+                evaluate.main(params, "r0")
+            (work,) = Path(".work").glob("evaluate-r0-*/clips")
+            kept = work / "seed-4.json"
+            kept.write_text(kept.read_text().replace('"gates": ""', '"gates": "black"'))
+            Path("evaluation").unlink()
+            evaluate.main(params, "r0")
+            evaluate.main(params, "r1")
+        yield Path.cwd()
 
 
-def test_a_row_outside_the_toy_world_says_none():
-    row = row_of(CLIP, found(oracle=False))
-    assert [row[f"oracle_{name}"] for name in MEASURES] == [None] * 4
-    json.dumps(row, allow_nan=False)
+@pytest.fixture
+def here(made, monkeypatch) -> Path:
+    monkeypatch.chdir(made)
+    return made
 
 
-def test_a_single_frame_has_a_tail():
-    assert row_of(CLIP, found(frames=1))["oracle_object_present"] == 0.0
+def read(round: str) -> Evaluated:
+    return read_tables(paths.evaluation(round))
 
 
-def test_curves_are_json_without_nan():
-    curves = curves_of(found())
-    assert list(curves) == list(CURVES)
-    assert curves["oracle_color_error"] == [None] * 6
-    assert curves["oracle_position_error"] == [None] * 5 + [5.0]
-    json.dumps(curves, allow_nan=False)
-    assert list(curves_of(found(oracle=False))) == list(FEATURES)
+def test_it_leaves_tables_videos_and_what_the_extractor_saw(here):
+    found = sorted(path.name for path in paths.evaluation("r1").iterdir())
+    assert found == ["curves.csv", "looks.json", "looks.npy", "scores.csv", "segments.csv", "videos"]
+    one = read("r1")
+    assert [row["clip_id"] for row in one.rows] == [f"seed-{n}" for n in range(CLIPS)]
+    looks = np.load(paths.evaluation("r1") / "looks.npy")
+    assert looks.shape == (CLIPS, 2, 192)  # two seconds; mean and step of 96 features
+    told = json.loads((paths.evaluation("r1") / "looks.json").read_text())
+    assert told["clip_ids"] == [row["clip_id"] for row in one.rows]
+    assert told["extractor"]["name"] == "random-conv"
+    assert [path for path in Path(".work").iterdir() if path.is_dir()] == []
 
 
-def test_summary_is_means_with_an_interval():
-    rows = [row_of(CLIP, found(value, gate)) for value, gate in ((1.0, ""), (2.0, "black"), (3.0, ""))]
-    summary = summarise(rows)
-    assert (summary["num_clips"], summary["gated"]) == (3, 1)
-    assert summary["drift"] == 2.0
-    assert summary["drift_ci95"] == pytest.approx(1.96 * 1.0 / math.sqrt(3), abs=1e-4)
-    assert summary["drift_saturation"] == -2.0
-    assert summary["oracle_object_present"] == 4.5
-    assert "oracle_color_error" not in summary
+def test_scores_are_those_of_the_kept_video(here):
+    video = decode_video(paths.evaluation("r1") / "videos" / "seed-2.mp4")
+    assert len(video) == FRAMES
+    wanted, found = features.curves(video), read("r1").curves["seed-2"]
+    for name in ("saturation", "detail", "flow"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-7)
+    row = next(row for row in read("r1").rows if row["clip_id"] == "seed-2")
+    assert row["signed15_saturation"] == pytest.approx(drift.signed15(wanted["saturation"]))
+    assert row["bagger20_flow"] == pytest.approx(drift.bagger20(wanted["flow"]))
 
 
-def test_numbers_nobody_knows_are_left_out_of_means():
-    rows = [row_of(CLIP, found(1.0)), row_of(CLIP, found(math.nan, "nan")), row_of(CLIP, found(2.0, oracle=False))]
-    summary = summarise(rows)
-    assert summary["num_clips"] == 3
-    assert summary["gated"] == 1
-    assert summary["drift"] == 1.5
-    assert summary["oracle_object_present"] == 4.5
-    json.dumps(summary, allow_nan=False)
+def test_a_network_that_makes_noise_is_told_from_the_truth(here):
+    metrics = json.loads(paths.metrics("r1").read_text())
+    assert metrics["num_clips"] == CLIPS
+    assert metrics["drift"] > 2
+    assert metrics["oracle_error"] > 0.5
+    assert metrics["latent_drift"] > 0
+    assert 0 < metrics["temporal_flickering"] < 1
+    assert -1 < metrics["subject_consistency"] <= 1
+    assert sum(metrics["drift_part"].values()) == pytest.approx(1, abs=1e-3)
+    assert not any(name.startswith(("bagger20", "rolling5s")) for name in metrics)
 
 
-def test_one_clip_has_no_interval():
-    assert summarise([row_of(CLIP, found(1.0))])["drift_ci95"] == 0.0
+def test_segments_have_metrics_of_their_own(here):
+    segments = read("r1").segments
+    assert len(segments) == 3 * CLIPS
+    assert {(row["start"], row["end"]) for row in segments} == {(0, 0.625), (0.625, 1.375), (1.375, 2.0)}
+    flickering = {row["temporal_flickering"] for row in segments}
+    assert len(flickering) > 3
+    assert all(0 < value <= 1 for value in flickering)
 
 
-def test_tables_read_back(tmp_path):
-    results = [
-        {"row": row_of(CLIP, one), "curves": curves_of(one)} for one in (found(1.0), found(2.0, oracle=False, frames=3))
-    ]
-    write_tables(tmp_path, results, fps=8)
-    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
-        scores = list(csv.DictReader(file))
-    assert [(row["prompt"], row["drift"]) for row in scores] == [(CLIP["prompt"], "1.0"), (CLIP["prompt"], "2.0")]
-    assert scores[1]["oracle_object_present"] == ""
-    with (tmp_path / "curves.csv").open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == 6 + 3
-    assert list(lines[0]) == ["clip_id", "frame", "second", *CURVES]
-    last = lines[5]
-    assert (last["frame"], last["second"], last["saturation"]) == ("5", "0.625", "0.5")
-    assert (last["oracle_position_error"], last["oracle_color_error"]) == ("5", "")
-    assert lines[8]["oracle_object_present"] == ""
+def test_a_stopped_run_goes_on_with_what_it_had(here):
+    """The gate that was written into the work in progress is there; all else is as in the run without interruption."""
+    stopped, whole = read("r0").rows, read("r1").rows
+    assert [row["gates"] for row in stopped] == ["black" if n == 4 else "" for n in range(CLIPS)]
+    assert [row | {"gates": ""} for row in stopped] == whole
+    assert json.loads(paths.metrics("r0").read_text())["gated"] == 1
+    for name in ("curves.csv", "segments.csv", "looks.npy", "looks.json"):
+        first, second = ((paths.evaluation(k) / name).read_bytes() for k in ("r0", "r1"))
+        assert first == second, name
