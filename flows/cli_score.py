@@ -117,7 +117,7 @@ def score(
     store: corrective ones as the rollouts they were made of, whose scores stand in the store already; what --metrics
     adds is measured once and kept in .work/scores. Without --out nothing else is written.
 
-    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be read. Memory is about
+    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be scored. Memory is about
     1 MB a frame at most, with --metrics four times the raw frames: --max-frames cuts a long video.
     """
     names = _names(metrics)
@@ -168,8 +168,10 @@ def score(
         write_files(out, found, _shown(found, measured.names))
         say(f"{out}: scores, curves and deltas of {len(found)} {'clip' if clips is not None else 'video'}"
             f"{'' if len(found) == 1 else 's'}, and a plot")  # fmt: skip
-    if found and clips is None and all(one.num_frames is None for one in found):
-        raise CommandError(f"none of {len(found)} videos could be read" if len(found) > 1 else "it could not be read")
+    if found and clips is None and all(one.scores["drift"] is None for one in found):
+        raise CommandError(
+            f"none of {len(found)} videos could be scored" if len(found) > 1 else "it could not be scored"
+        )
 
 
 def _names(metrics: Sequence[str] | None) -> list[str]:

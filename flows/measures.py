@@ -309,7 +309,7 @@ class Film:
     num_frames: int
     height: int
     width: int
-    prefix_frames: int
+    prefix_frames: int | None  # None, and no chunks: a rollout of which nothing is to be measured
     chunk_frames: int | None
     unit: str
 
@@ -330,7 +330,9 @@ def score_clips(
     """
     corrective = [row for row in clips if row["kind"] == "corrective"]
     rows = {row["rollout_id"]: row for row in _read(store, "scores", corrective, _score_columns(curves))}
-    rollouts = {row["rollout_id"]: row for row in _read(store, "rollouts", corrective, ROLLOUT)}
+    rollouts: dict[str, Any] = {}
+    if curves or measured.names:  # a table with videos, which --rev would bring here first
+        rollouts = {row["rollout_id"]: row for row in _read(store, "rollouts", corrective, ROLLOUT)}
     units = Units()
     films = [_film(clip, rollouts, units, unit) for clip in clips]
     kept = Kept()
@@ -403,7 +405,7 @@ def _measure_film(
         empty = {"drift": Scored(drift.unscored([UNDECODABLE])).columns()} if "drift" in names else {}
         return empty, f"{film.id}: {error}"
     found: dict[str, Any] = {}
-    if "drift" in names:
+    if "drift" in names and film.prefix_frames is not None:
         scorer = units.scorer(film.unit, *frames.shape[1:3])
         found["drift"] = scorer.score(frames, film.prefix_frames, num_frames=film.num_frames).columns()
     try:
@@ -428,14 +430,16 @@ def _measure_id(name: str, film: Film, measured: Metrics, units: Units) -> str:
 
 
 def _film(clip: Mapping[str, Any], rollouts: Mapping[str, Any], units: Units, unit: str | None) -> Film:
-    source, prefix, chunk, own = clip, 0, None, unit or "clip"
+    source, prefix, chunk, own = clip, None, None, unit or "clip"
     table, name = clip["table"], clip["clip_id"]
     if clip["kind"] == "corrective":
-        source, own = rollouts[clip["rollout_id"]], "clip"
-        table, name, prefix = f"rollouts_{clip['round']}", clip["rollout_id"], source["prefix_frames"]
+        table, name, own = f"rollouts_{clip['round']}", clip["rollout_id"], "clip"
+    if name in rollouts:
+        source = rollouts[name]
+        prefix = source["prefix_frames"]
         later = source["latents_shape"][1] - source["prefix_latents"]  # each of as many frames as the VAE packs
         chunk = (source["num_frames"] - prefix) // later * source["chunk_latents"] if later > 0 else None
-    else:
+    elif clip["kind"] == "seed":
         if unit is None and clip["num_frames"] > units.natural("clip").num_frames:
             own = "evaluation"
         prefix = units.natural(own).prefix_frames

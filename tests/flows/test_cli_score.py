@@ -19,8 +19,10 @@ from flows.measures import parse_prefix
 from flows.scorer import Scorer
 from model import drift, features, naturalness
 from model.injection import inject, natural_clip
+from store import Store
 from store.catalog import build_catalog
 from store.digest import bytes_sha256
+from store.registry import register
 from store.video import decode_video, encode_video, stream_video
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +204,7 @@ except SystemExit as end:
     assert list(elsewhere.iterdir()) == []
 
 
-def test_only_where_nothing_could_be_read_is_it_a_failure(bagger, videos, elsewhere):
+def test_only_where_nothing_could_be_scored_is_it_a_failure(bagger, videos, elsewhere):
     told = bagger("score", videos / "broken.mp4", "--json")
     assert told.status == 1
     assert json.loads(told.out)[0]["gates"] == ["undecodable"]
@@ -248,7 +250,7 @@ def test_a_prefix_that_is_none_teaches(bagger, videos, elsewhere, text):
 def test_a_prefix_as_long_as_the_video_is_said(bagger, videos, elsewhere):
     told = bagger("score", videos / "clean.mp4", "--prefix", FRAMES, "--json")
     (row,) = json.loads(told.out)
-    assert (row["drift"], row["gates"]) == (None, ["length"])
+    assert (told.status, row["drift"], row["gates"]) == (1, None, ["length"])
     assert f"{FRAMES} frames, and the prefix would be {FRAMES}" in told.err
 
 
@@ -373,12 +375,11 @@ def test_scores_of_corrective_clips_are_those_of_the_store(bagger, project, deco
             clip[name] for name in ("clip_id", "round", "drift", "drift_part", "drift_z", "seam")
         ]
         assert row["parts"]["exposure"] == clip["drift_exposure"] < 0
-        assert (row["chunk_frames"], row["prefix_frames"]) == (CHUNK, PREFIX)
     assert rows[0]["drift_part"] == "darkening"
     assert decoded.count == 0
     assert not Path(".work").exists()
     (row,) = json.loads(bagger("score", "--clips", "clip-r1-3", "--limit", 1, "--json", "--deltas").out)
-    assert row["clip_id"] == "clip-r1-3"
+    assert (row["clip_id"], row["chunk_frames"], row["prefix_frames"]) == ("clip-r1-3", CHUNK, PREFIX)
     assert row["deltas"]["luma"]["slope"] < 0
     assert json.loads(bagger("score", "--clips", "drift > 1000", "--json").out) == []
     assert "did you mean 'drift'" in bagger("score", "--clips", "drfit > 1").err
@@ -468,3 +469,25 @@ def test_a_damaged_or_unreadable_rollout_is_said(bagger, tiny, elsewhere):
     assert [row["metrics"]["temporal_flickering"] for row in rows] == [None] * 4
     assert [row["drift"] for row in rows] == [0.9, 0.6, 0.4, 0.1]  # what the store says
     assert "rollout-r1-0: video of" in told.err
+
+
+def test_a_registry_is_asked_alike(bagger, project, decoded, tmp_path):
+    register(Store("data/store"), tmp_path / "registry", "mine")
+    ask = ["score", "--clips", "drift > 1", "--json", "--metrics", "temporal_flickering"]
+    own = json.loads(bagger(*ask).out)
+    seen = decoded.count
+    rows = json.loads(bagger(*ask, "--store", tmp_path / "registry").out)
+    assert {row.pop("experiment") for row in rows} == {"mine"}
+    assert rows == own
+    assert decoded.count == seen  # the same videos
+
+
+def test_an_earlier_revision_is_asked_alike(bagger, history, monkeypatch):
+    monkeypatch.chdir(history.root)
+    drifts = {}
+    for rev in ((), ("--rev", "first")):
+        told = bagger("score", "--clips", "all", "--json", *rev)
+        assert told.status == 0, told.err
+        drifts[rev] = {row["clip_id"]: row["drift"] for row in json.loads(told.out)}
+    assert drifts[()]["clip-r2-0"] == 1.4
+    assert drifts["--rev", "first"]["clip-r2-0"] == 0.4
