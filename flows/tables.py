@@ -150,7 +150,7 @@ def bagger(sets: Sets) -> tuple[str, list[Row]]:
         for name, (_, sign) in names.items():
             values = [sign * value for value in one.by_clip(f"bagger20_{name}").values()]
             cells.append(_estimate(values))
-            numbers |= _numbers(f"bagger20_{name}", values)
+            numbers |= _numbers(f"delta_{name}", values)  # as printed: in percent, or with its sign turned
         late = list(one.by_clip("signed15_saturation").values())
         cells += [_estimate(late), _estimate(list(one.by_clip("drift_saturation").values()))]
         rows.append(cells)

@@ -300,7 +300,7 @@ def test_metrics_and_plots(loop):
 
 def test_reports(loop):
     reports = loop.root / "reports"
-    pictures = ["drift.png", "losses.png", "quality_over_time.png"]
+    pictures = ["drift.png", "losses.png", "parts.png", "quality_over_time.png"]  # three prompts have no distance
     assert sorted(p.name for p in reports.glob("*.png")) == pictures
     assert all((reports / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in pictures)
     assert all((reports / f"{name}.csv").stat().st_size > 0 for name in ("drift_by_round", "quality_over_time"))
