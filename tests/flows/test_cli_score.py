@@ -17,13 +17,15 @@ import yaml
 import flows.measures
 from flows.measures import parse_prefix
 from flows.scorer import Scorer
-from model import drift, features, naturalness
+from model import drift, features, metrics, naturalness
+from model.extractors import load
 from model.injection import inject, natural_clip
 from store import Store
 from store.catalog import build_catalog
 from store.digest import bytes_sha256
 from store.registry import register
 from store.video import decode_video, encode_video, stream_video
+from tests.model import tiny
 
 ROOT = Path(__file__).parents[2]
 FPS, FRAMES, PREFIX, CHUNK = 16, 57, 9, 12
@@ -76,7 +78,8 @@ def built(natural, real, rows, tmp_path_factory):
         params["scoring"]["extractors"][role] = {"name": "random-conv", "source": None, "revision": None}
     params["resources"]["device"] = "cpu"
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    scorer = Scorer(drift.natural_of(natural["clip"]))
+    networks = {"background": load("random-conv")}
+    scorer = Scorer(drift.natural_of(natural["clip"]), None, ["background_consistency"], networks)
     seeds, rollouts, scores, clips = [], [], [], []
     for n in range(ROLLOUTS):
         frames = inject(real[n], "darkening", n / ROLLOUTS, PREFIX)
@@ -91,7 +94,7 @@ def built(natural, real, rows, tmp_path_factory):
         )  # fmt: skip
         scores.append(
             {"rollout_id": f"rollout-r1-{n}", "round": "r1", "was_derived_from": [], "was_generated_by": "run-score-r1"}
-            | scorer.score(decode_video(generated["video"]), PREFIX, chunk_frames=CHUNK).columns()
+            | scorer.score(decode_video(generated["video"]), PREFIX, chunk_frames=CHUNK, fps=FPS).columns()
         )
         clips.append(rows.clips("r1", "model-0")[0] | backwards | lineage | {"clip_id": f"clip-r1-{n}"})
     for name, table in {"seed": seeds, "rollouts_r1": rollouts, "scores_r1": scores, "clips_r1": clips}.items():
@@ -171,8 +174,8 @@ def test_naturalness_is_left_out_where_frames_have_another_size(bagger, project,
 
 
 def test_a_large_video_is_scored_alike_whether_it_is_read_in_pieces_or_whole(bagger, elsewhere):
-    frames = np.repeat(np.repeat(natural_clip(2, 40, 80, 96), 4, 1), 4, 2)  # 320 pixels high: more than features see
-    Path("large.mp4").write_bytes(encode_video(inject(frames, "darkening", 0.5, 6), FPS))
+    frames = np.repeat(np.repeat(natural_clip(2, 14, 66, 70), 4, 1), 4, 2)  # 264 pixels high: more than features see
+    Path("large.mp4").write_bytes(encode_video(inject(frames, "darkening", 0.5, 2), FPS))
     (pieces,) = json.loads(bagger("score", "large.mp4", "--json").out)
     (whole,) = json.loads(bagger("score", "large.mp4", "--json", "--metrics", "temporal_flickering").out)
     assert whole["metrics"].keys() - pieces["metrics"].keys() == {"temporal_flickering"}
@@ -395,7 +398,6 @@ def test_metrics_are_measured_in_generation_order_and_once(bagger, project, deco
     corrective = [row for row in rows if row["kind"] == "corrective"]
     assert corrective
     files = {row["clip_id"]: row["metrics"]["subject_consistency"] for row in rows}
-    Path("rollout.mp4").write_bytes(b"")
     name = corrective[0]["clip_id"]
     assert bagger("export", name, "--forward", "--out", "rollout.mp4", "--force").status == 0
     (forward,) = json.loads(bagger("score", "rollout.mp4", "--metrics", "subject_consistency", "--json").out)
@@ -414,6 +416,37 @@ def test_metrics_are_measured_in_generation_order_and_once(bagger, project, deco
     assert bagger("gc").status == 0
     assert bagger(*ask).out == first.out
     assert decoded.count == seen + 5
+
+
+def test_metrics_of_the_store_are_read_if_they_are_of_the_same_network(bagger, project, decoded, tmp_path):
+    ask = ["score", "--clips", "clip-r1-7", "--json"]
+    (stored,) = json.loads(bagger(*ask, "--out", tmp_path / "made").out)
+    (asked,) = json.loads(bagger(*ask, "--metrics", "background_consistency").out)
+    assert asked["metrics"] == stored["metrics"]
+    assert 0 < stored["metrics"]["background_consistency"] < 1
+    assert decoded.count == 0
+    with open(tmp_path / "made" / "curves.csv", newline="") as file:
+        curve = [row["background_consistency"] for row in csv.DictReader(file)]
+    assert curve[0] == ""
+    assert np.mean([float(one) for one in curve[1:]]) == pytest.approx(stored["metrics"]["background_consistency"])
+    network = f"background=clip:{tiny.save('clip', tmp_path / 'clip')}"
+    (other,) = json.loads(bagger(*ask, "--metrics", "background_consistency", "--extractor", network).out)
+    assert other["metrics"] != stored["metrics"]
+    assert decoded.count == 1
+
+
+def test_a_rollout_is_compared_with_its_own_prompt(bagger, project, tmp_path):
+    folder = tiny.save("clip", tmp_path / "clip")
+    ask = ["score", "--clips", "clip-r1-2", "--json", "--metrics", "clip_score", "--extractor", f"text=clip:{folder}"]
+    (row,) = json.loads(bagger(*ask).out)
+    (clip,) = Store("data/store").clips(where="clip_id = 'clip-r1-2'").to_pylist()
+    rollout = Store("data/store").video("rollout-r1-2")
+    assert clip["prompt"] != rollout["prompt"]
+    frames, networks = decode_video(rollout["video"]), {"text": load("clip", folder)}
+    scores = [metrics.measure(["clip_score"], frames, one["prompt"], FPS, networks)["clip_score"].value
+              for one in (rollout, clip)]  # fmt: skip
+    assert row["metrics"]["clip_score"] == pytest.approx(scores[0], abs=1e-6)
+    assert abs(scores[0] - scores[1]) > 1e-4
 
 
 def test_seed_clips_drift_as_real_clips_do(bagger, project, decoded, natural):
@@ -463,8 +496,8 @@ def test_killed_half_way_it_goes_on_to_the_same_result(bagger, project):
     assert bagger(*ask).out == whole
 
 
-def test_a_damaged_or_unreadable_rollout_is_said(bagger, tiny, elsewhere):
-    told = bagger("score", "--clips", "all", "--store", tiny.store, "--metrics", "temporal_flickering", "--json")
+def test_a_damaged_or_unreadable_rollout_is_said(bagger, tiny_copy, elsewhere):
+    told = bagger("score", "--clips", "all", "--store", tiny_copy.store, "--metrics", "temporal_flickering", "--json")
     rows = json.loads(told.out)
     assert [row["metrics"]["temporal_flickering"] for row in rows] == [None] * 4
     assert [row["drift"] for row in rows] == [0.9, 0.6, 0.4, 0.1]  # what the store says
