@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # clips
 LIST = "list"  # of metrics
+MOST_WORKERS = 4  # each holds a video in memory
 INTERRUPTED_STATUS = 128 + 2
 _CLIP_ID = re.compile(r"(clip|seed)-[\w-]+")
 
@@ -82,6 +83,9 @@ def score(
     max_frames: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="Of a video: read only so many of its frames.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Videos at a time; else as many as processors, 4 at most.")
+    ] = None,
     unit: Annotated[
         str | None,
         typer.Option(
@@ -117,15 +121,17 @@ def score(
     store: corrective ones as the rollouts they were made of, whose scores stand in the store already; what --metrics
     adds is measured once and kept in .work/scores. Without --out nothing else is written.
 
-    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be scored. Memory is about
-    1 MB a frame at most, with --metrics four times the raw frames: --max-frames cuts a long video.
+    A video that cannot be read has a row with the gate `undecodable`; status 1 if none could be scored. Each of the
+    --workers takes about 1 MB a frame of memory at most, with --metrics four times the raw frames: --max-frames cuts a
+    long video.
     """
     names = _names(metrics)
     if names == [LIST]:
         _print_metrics(as_json)
         return
     given = [*(videos or []), *(video or [])]
-    of_videos = {"--prefix": prefix, "--chunk": chunk, "--prompt": prompt, "--max-frames": max_frames}
+    of_videos = {"--prefix": prefix, "--chunk": chunk, "--prompt": prompt, "--max-frames": max_frames,
+                 "--workers": workers}  # fmt: skip
     of_clips = {"--kind": kind, "--sort": sort, "--limit": limit, "--at": at, "--rev": rev}
     if bool(given) == (clips is not None):
         raise CommandError(
@@ -160,7 +166,7 @@ def score(
         prompts = _videos(given, prompt, names)
         measured = load_metrics(names, extractor or ())
         _tell_unit(rules.unit)
-        found = list(score_videos(prompts, rules, measured))
+        found = list(score_videos(prompts, rules, measured, workers or min(MOST_WORKERS, os.cpu_count() or 1)))
     _print(found, list(measured.names), as_json, as_csv, deltas)
     if out is not None and found:
         from flows.score_files import write_files

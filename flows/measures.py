@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +152,7 @@ class Metrics:
         if self.names:
             self.extractors = dict(metrics.load_extractors(metrics.needs(self.names), choices, device))
         self.identities = metrics.identities(self.extractors)
+        self._lock = threading.Lock()  # a network is used by one thread at a time
 
     @property
     def with_prompt(self) -> list[str]:
@@ -164,7 +167,10 @@ class Metrics:
         self, names: Sequence[str], frames: np.ndarray, prompt: str | None, fps: float | None
     ) -> dict[str, Measured]:
         """Raises MetricError for frames, a rate or a prompt that they cannot be had of."""
-        return metrics.measure(names, frames, prompt, fps or 0.0, self.extractors) if names else {}
+        if not names:
+            return {}
+        with self._lock:
+            return metrics.measure(names, frames, prompt, fps or 0.0, self.extractors)
 
 
 def load_metrics(names: Sequence[str], chosen: Sequence[str] = ()) -> Metrics:
@@ -212,17 +218,27 @@ class VideoRules:
     max_frames: int | None = None
 
 
-def score_videos(videos: Mapping[str, str | None], rules: VideoRules, measured: Metrics) -> Iterator[ClipScore]:
-    """Scores of video files, path -> prompt. One that cannot be read has a row that says so; nothing is written."""
+def score_videos(
+    videos: Mapping[str, str | None], rules: VideoRules, measured: Metrics, workers: int = 1
+) -> Iterator[ClipScore]:
+    """Scores of video files, path -> prompt, in their order, `workers` of them at a time; nothing is written.
+
+    One that cannot be read has a row that says so.
+    """
     units = Units()
     units.natural(rules.unit)  # what cannot be had is said before the first video is read
-    with progress_bar(len(videos), "score", "video") as bar:
-        for path, prompt in videos.items():
-            found = _score_video(path, prompt, rules, units, measured)
-            if found.error:
-                note(printable(found.error))
-            yield found
-            bar.update()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        running = [pool.submit(_score_video, path, prompt, rules, units, measured) for path, prompt in videos.items()]
+        with progress_bar(len(videos), "score", "video") as bar:
+            for one in running:
+                found = one.result()
+                if found.error:
+                    note(printable(found.error))
+                yield found
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _score_video(path: str, prompt: str | None, rules: VideoRules, units: Units, measured: Metrics) -> ClipScore:

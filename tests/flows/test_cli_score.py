@@ -167,6 +167,13 @@ def test_what_is_wrong_is_named_and_a_clean_video_is_not_accused(bagger, videos,
     assert "unit of drift: clip" in told.err
 
 
+def test_the_number_of_workers_changes_nothing(bagger, videos, elsewhere):
+    ask = ["score", videos, "--json", "--deltas", "--metrics", "temporal_flickering", "--workers"]
+    one, three = bagger(*ask, 1), bagger(*ask, 3)
+    assert one.out == three.out
+    assert len(json.loads(one.out)) == 5
+
+
 def test_naturalness_is_left_out_where_frames_have_another_size(bagger, project, tmp_path):
     (tmp_path / "wide.mp4").write_bytes(encode_video(natural_clip(1, 12, 48, 80), FPS))
     (row,) = json.loads(bagger("score", tmp_path / "wide.mp4", "--json").out)
