@@ -115,7 +115,7 @@ def bars(values: Sequence[dict[str, Any]]) -> alt.Chart:
         x=alt.X("drift:Q", title="part of the drift (natural variations)"),
         y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(labelOverlap=False)),
         color=alt.condition(alt.datum.drift < 0, alt.value("#2f6fde"), alt.value("#e07a2f")),
-    ).properties(height=40 + 24 * len(values))
+    ).properties(height=70 + 24 * len(values))
 
 
 def curves_of(score: dict[str, Any]) -> dict[str, list[float | None]]:

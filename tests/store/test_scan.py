@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from store import predicate
 from store.errors import StoreError
 from store.mapped import FILE, open_mapped, write_mapped
 from store.scan import scan
@@ -339,3 +340,13 @@ def test_a_number_is_rounded_to_the_column_under_not_as_well(made):
         assert not equal & other
         if not like:
             assert equal | other == known
+
+
+def test_which_patterns_need_no_engine():
+    """Start, end or part of a text; a wildcard within it, or one taken as it is, is the engine's."""
+    for pattern in ("%red%", "a%", "%disc", "it''s%", "%100 %"):
+        found = predicate.parse(f"prompt LIKE '{pattern}'", SCHEMA)
+        assert predicate.columns(found) == {"prompt"}
+        assert predicate.render(found) == f"(prompt LIKE '{pattern}')"
+    for text in ("LIKE '%a%e%'", "LIKE 'r_d%'", r"LIKE '%\%%'", "LIKE 'red'", "LIKE '%'", "LIKE ''", "ILIKE '%red%'"):
+        assert predicate.columns(predicate.parse(f"prompt {text}", SCHEMA)) is None
