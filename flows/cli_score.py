@@ -168,7 +168,9 @@ def score(
         _tell_unit(rules.unit)
         found = list(score_videos(prompts, rules, measured, workers or min(MOST_WORKERS, os.cpu_count() or 1)))
     _print(found, list(measured.names), as_json, as_csv, deltas)
-    if out is not None and found:
+    if out is not None and not found:
+        say(f"{out}: no clips, so nothing is written")
+    elif out is not None:
         from flows.score_files import write_files
 
         write_files(out, found, _shown(found, measured.names))
@@ -250,12 +252,12 @@ def _tell_unit(unit: str) -> None:
     from flows.measures import GENERIC, unit_of
 
     natural = unit_of(unit)
-    about = f"real clips of up to {natural.num_frames} frames"
     if unit == GENERIC:
-        say(f"unit of drift: generic, not fitted on clips like these ({about} with natural statistics); "
-            "--unit clip takes a project's own")  # fmt: skip
+        say(f"unit of drift: generic, of {natural.num_clips} synthetic clips of {natural.num_frames} frames; longer or "
+            "livelier videos change more by themselves (--unit clip takes a project's own real clips)")  # fmt: skip
     else:
-        say(f"unit of drift: {unit}, what this project's {about} do by themselves")
+        say(f"unit of drift: {unit}, what {natural.num_clips} of this project's real clips of up to "
+            f"{natural.num_frames} frames do by themselves")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------------- clips
