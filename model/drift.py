@@ -220,10 +220,14 @@ def natural_of(data: Mapping[str, Any], prefix_frames: int | None = None) -> Nat
 
 
 # For videos without real clips beside them: fitted by `python -m benchmarks.scores unit` on 256 clips of natural
-# statistics (model/injection.py) of 81 frames, the first 15 % as prefix.
+# statistics (model/injection.py) of 81 frames of 64x96, the first 15 % as prefix; numbers rounded up.
 GENERIC = Natural(
-    scorer=SCORER, prefix_frames=12, num_frames=81, num_clips=0, sigma=dict.fromkeys(PARTS, 1.0),
-    drift_median=0.0, drift_mad=1.0, drift_95=1.0, bound=dict.fromkeys(PARTS, LEAST_BOUND),
+    scorer=SCORER, prefix_frames=12, num_frames=81, num_clips=256,
+    sigma={"saturation": 0.065, "exposure": 0.069, "contrast": 0.13, "detail": 0.21, "cast": 0.034, "motion": 0.22,
+           "flicker": FLOORS["flicker"]},
+    drift_median=0.88, drift_mad=0.25, drift_95=1.63,
+    bound={"saturation": 4.7, "exposure": 4.8, "contrast": 3.6, "detail": LEAST_BOUND, "cast": LEAST_BOUND,
+           "motion": LEAST_BOUND, "flicker": LEAST_BOUND},
 )  # fmt: skip
 
 
