@@ -167,6 +167,18 @@ def test_what_is_wrong_is_named_and_a_clean_video_is_not_accused(bagger, videos,
     assert "unit of drift: clip" in told.err
 
 
+def test_the_generic_unit_names_what_is_wrong_without_a_project(bagger, elsewhere):
+    clip = natural_clip(7, height=64, width=96)
+    Path("clean.mp4").write_bytes(encode_video(clip, FPS))
+    for name, (kind, _) in KINDS.items():
+        Path(f"{name}.mp4").write_bytes(encode_video(inject(clip, kind, 0.9, 12), FPS))
+    told = bagger("score", "clean.mp4", *(f"{name}.mp4" for name in KINDS), "--json")
+    rows = json.loads(told.out)
+    assert [row["drift_part"] for row in rows] == ["none", *(part for _, part in KINDS.values())]
+    assert rows[0]["drift"] == min(row["drift"] for row in rows)
+    assert f"generic, of {drift.GENERIC.num_clips} synthetic clips" in told.err
+
+
 def test_the_number_of_workers_changes_nothing(bagger, videos, elsewhere):
     ask = ["score", videos, "--json", "--deltas", "--metrics", "temporal_flickering", "--workers"]
     one, three = bagger(*ask, 1), bagger(*ask, 3)
