@@ -41,6 +41,7 @@ RIGHT = {
 }
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOVES = 0.5 / 32  # flow of toy clips that have something to freeze: half a pixel a frame
+TOY_TIMES = 3  # as many toy clips: they cost a twentieth, and differ more
 Curves = Mapping[str, np.ndarray]
 
 
@@ -80,7 +81,9 @@ Job = tuple[Bed, int, str | None, float]
 
 
 def measure(jobs: Sequence[Job], workers: int) -> dict[Job, Curves]:
-    """Curves of many clips, in `workers` processes."""
+    """Curves of many clips, in `workers` processes (1: this one)."""
+    if workers == 1:
+        return {job: curves_of(*job) for job in jobs}
     with ProcessPoolExecutor(workers) as pool:
         return dict(zip(jobs, pool.map(curves_of, *zip(*jobs, strict=True), chunksize=4), strict=True))
 
@@ -160,9 +163,10 @@ def values(curves: Curves, bed: Bed, natural: drift.Natural) -> dict[str, float]
 def dprime(args: argparse.Namespace) -> None:
     """d' of features, parts and drift for each degradation; drift and names by strength."""
     for bed in (TOY, NATURAL):
-        fitting: list[Job] = [(bed, n, None, 0.0) for n in range(args.unit)]
+        times = TOY_TIMES if bed.toy else 1
+        fitting: list[Job] = [(bed, n, None, 0.0) for n in range(times * args.unit)]
         natural = drift.fit(list(measure(fitting, args.workers).values()), bed.prefix_frames)
-        numbers = range(10_000, 10_000 + args.clips)
+        numbers = range(10_000, 10_000 + times * args.clips)
         clean = measure([(bed, n, None, 0.0) for n in numbers], args.workers)
         jobs: list[Job] = [(bed, n, kind, s) for kind in DEGRADATIONS for s in STRENGTHS[1:] for n in numbers]
         found = dict(clean) | measure(jobs, args.workers)
@@ -170,7 +174,7 @@ def dprime(args: argparse.Namespace) -> None:
         print(
             f"## {bed.name.capitalize()}: {len(numbers)} clips of {bed.num_frames} frames, {bed.height}x{bed.width}\n"
         )
-        print(f"Frozen: the {len(moving)} clips that move. Unit fitted on {args.unit} others.\n")
+        print(f"Frozen: the {len(moving)} clips that move. Unit fitted on {len(fitting)} others.\n")
         columns, by_strength = {}, []
         for kind in DEGRADATIONS:
             used = moving if kind == "freeze" else list(numbers)
