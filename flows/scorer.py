@@ -58,6 +58,8 @@ class Scored:
         """The scalars: drift and its parts, names and gates, seam, naturalness_drift, latent_drift; None: unknown."""
         row: dict[str, Any] = self.drift.row()
         row |= {name: getattr(self, name) for name in ("seam", "naturalness_drift", "latent_drift")}
+        if math.isnan(self.drift.drift):  # nobody knows whether anything moved
+            row |= {"drift_part": None, "drift_parts": None}
         return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
 
     def oracle(self, start: int) -> dict[str, float | None]:
@@ -78,7 +80,7 @@ class Scored:
         ]
         return {
             **self.summary(),
-            **{name: curve.tolist() for name, curve in self.curves.items()},
+            **{name: curve.tolist() if np.isfinite(curve).all() else None for name, curve in self.curves.items()},
             **self.oracle(self.prefix_frames),
             "latent_curve": None if self.latent_curve is None else self.latent_curve.tolist(),
             "oracle_curves": canonical_json(exact) if exact else None,

@@ -30,6 +30,7 @@ COMMANDS = {
         for name in ("cli_registry", "clip_files", "console", "garbage", "page", "page_clip", "repro", "revisions")
     ),
     *(f"flows/{name}.py" for name in ("schedule", "unfinished", "video")),
+    *(f"flows/{name}.py" for name in ("cli_score", "measures", "score_clips", "score_files")),
 }
 
 

@@ -60,7 +60,7 @@ def test_everything_measured_has_a_column_and_every_column_a_measurement(scorer,
 
 def test_what_cannot_be_decoded_has_a_row_that_says_so(tmp_path):
     row = kept(tmp_path, Scored(drift.unscored(["undecodable"])))
-    assert (row["gates"], row["drift"], row["drift_part"]) == ("undecodable", None, "none")
+    assert (row["gates"], row["drift"], row["drift_part"]) == ("undecodable", None, None)
     assert all(row[name] is None for name in FEATURES)
 
 
