@@ -265,7 +265,7 @@ def _tell_unit(unit: str) -> None:
 
 def _clips(store: Any, clips: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the catalog."""
-    from flows.measures import CLIP
+    from flows.score_clips import CLIP
     from store.expression import col
 
     where: Any = None if clips.strip().lower() == ALL else clips
@@ -279,7 +279,7 @@ def _clips(store: Any, clips: str, asked: Mapping[str, Any]) -> list[dict[str, A
 def _interruptible(
     store: Any, rows: Sequence[dict[str, Any]], unit: str | None, measured: "Metrics", curves: bool
 ) -> "list[ClipScore]":
-    from flows.measures import score_clips
+    from flows.score_clips import score_clips
 
     try:
         return score_clips(store, rows, unit, measured, curves)

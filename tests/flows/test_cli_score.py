@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-import flows.measures
+from flows import measures, score_clips
 from flows.measures import parse_prefix
 from flows.scorer import Scorer
 from model import drift, features, metrics, naturalness
@@ -143,8 +143,8 @@ def decoded(monkeypatch):
 
         return counted
 
-    for name, decode in {"decode_video": decode_video, "stream_video": stream_video}.items():
-        monkeypatch.setattr(flows.measures, name, counting(decode))
+    for module, decode in ((measures, decode_video), (measures, stream_video), (score_clips, decode_video)):
+        monkeypatch.setattr(module, decode.__name__, counting(decode))
     return counter
 
 
