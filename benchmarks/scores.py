@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from skimage.measure import blur_effect
 
 from model import drift, features, toyworld
 from model.injection import DEGRADATIONS, inject, natural_clip
@@ -257,7 +256,7 @@ def _pieces(frames: np.ndarray) -> dict[str, Callable[[], object]]:
         "luma": lambda: features.luma(small),
         "saturation": lambda: features.saturation(small),
         "colorfulness": lambda: features.colorfulness(small),
-        "blur": lambda: [blur_effect(one) for one in y],
+        "blur": lambda: features.blur(y),
         "spectrum": lambda: features.spectrum(y),
         "ssim_first": lambda: features.ssim(y[0], y),
         **{name: partial(getattr(features, name), y) for name in names},
