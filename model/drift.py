@@ -202,6 +202,8 @@ def fit(clips: Sequence[Mapping[str, np.ndarray]], prefix_frames: int | Sequence
 def natural_of(data: Mapping[str, Any], prefix_frames: int | None = None) -> Natural:
     """The unit that `Natural.to_json` gave. Raises DriftError where it is of another scorer version or prefix, or not
     one at all. prefix_frames None: any will do."""
+    if not isinstance(data, Mapping):
+        raise DriftError(f"natural variation is no object: {data!r:.200}; run `dvc repro natural`")
     if data.get("scorer") != SCORER or prefix_frames not in (None, data.get("prefix_frames")):
         wanted = SCORER if prefix_frames is None else f"{SCORER} with {prefix_frames}"
         raise DriftError(
@@ -211,7 +213,7 @@ def natural_of(data: Mapping[str, Any], prefix_frames: int | None = None) -> Nat
     try:
         found = Natural(**data)
         units = [side[name] for side in (found.sigma, found.bound) for name in PARTS]
-        ok = all(map(math.isfinite, [*units, found.drift_median, found.drift_mad])) and min(units) > 0
+        ok = all(map(math.isfinite, [*units, found.drift_median, found.drift_mad, found.drift_95])) and min(units) > 0
     except (KeyError, TypeError, AttributeError):
         ok = False
     if not ok:
@@ -272,13 +274,18 @@ def gates(frames: np.ndarray, prefix_frames: int, num_frames: int | None = None)
         return ["length"]
     tail = frames[len(frames) - tail_frames(len(frames), prefix_frames) :]
     prefix = frames[:prefix_frames]
-    luma_THW = features.luma(tail)
-    if features.contrast(luma_THW).max() < GREY_LEVEL <= features.contrast(features.luma(prefix)).max():
-        level = luma_THW.mean()
+    (level, most), (_, most_before) = _light(tail), _light(prefix)
+    if most < GREY_LEVEL <= most_before:
         found.append("black" if level < 4 * GREY_LEVEL else "white" if level > 1 - 4 * GREY_LEVEL else "flat")
     if _clipped(tail) >= 0.95 and _clipped(prefix) < 0.5:
         found.append("clipped")
     return found
+
+
+def _light(frames: np.ndarray) -> tuple[float, float]:
+    """(mean luma, largest contrast of a frame), a frame at a time: a long clip of floats would be large."""
+    rows = [(float(y.mean()), float(y.std())) for y in map(features.luma, frames)]
+    return float(np.mean([mean for mean, _ in rows])), max(contrast for _, contrast in rows)
 
 
 def _clipped(frames: np.ndarray) -> float:
