@@ -12,6 +12,7 @@ that are degraded. d' = (mean of the degraded - mean of the clean) / sqrt((varia
 
 import argparse
 import math
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +84,7 @@ def measure(jobs: Sequence[Job], workers: int) -> dict[Job, Curves]:
     """Curves of many clips, in `workers` processes (1: this one)."""
     if workers == 1:
         return {job: curves_of(*job) for job in jobs}
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         return dict(zip(jobs, pool.map(curves_of, *zip(*jobs, strict=True), chunksize=4), strict=True))
 
 
@@ -314,7 +315,7 @@ def _beside_rollouts(args: argparse.Namespace) -> str:
 
 def agree(args: argparse.Namespace) -> None:
     """Rank correlation of the scores with the oracle over a project's rollouts."""
-    from benchmarks import agreement  # here: Lance, which it reads with, must not be forked
+    from benchmarks import agreement
 
     for title, measured in agreement.sources(args.project):
         print(f"## {title}\n")
