@@ -115,7 +115,7 @@ def score(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace these files in DIR if they are there.")] = False,
 ) -> None:
-    """Measure how far videos have drifted from their beginning, and which way.
+    """Measure how far videos have drifted, and which way.
 
     Of any video files, in any folder: the first 15 % of the frames stand in for the real ones. Or of clips in the
     store: corrective ones as the rollouts they were made of, whose scores stand in the store already; what --metrics

@@ -194,7 +194,7 @@ def segment_means(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def deltas(sets: Sets) -> tuple[str, list[Row]]:
-    """deltas_table: start-end deltas as other papers define them, means over clips; a row a feature, a column a round."""
+    """deltas_table: start-end deltas as other papers define them, means over clips; a row a feature and round."""
     features = [*DELTAS, *metric_names([row for one in sets.values() for row in one.rows])]
     table = []
     for kind in DEFINITIONS:
