@@ -1,5 +1,6 @@
 """`bagger score`: how far videos have drifted, of files anywhere and of clips in the store."""
 
+import io
 import os
 import re
 import sys
@@ -303,6 +304,8 @@ def _print(found: "Sequence[ClipScore]", metrics: Sequence[str], as_json: bool, 
     if as_json:
         print_json(one.json(metrics, deltas) for one in found)
     elif as_csv:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8; it is shown as it is
         rows: Iterable[dict[str, Any]] = (one.flat(metrics) for one in found)
         if sys.stdout.isatty():  # a terminal must not be steered by what it shows
             rows = ({k: printable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)

@@ -61,7 +61,7 @@ class Prefix:
 
 def parse_prefix(text: str) -> Prefix:
     """`15%` or `0.15`: a share. `12`: frames. `1.5s`: seconds. Raises CommandError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|s)?\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?|\.\d+)\s*(%|s)?\s*", text)
     if match:
         number, unit = float(match[1]), match[2]
         if unit == "%" and 0 < number < 100:

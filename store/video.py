@@ -38,6 +38,7 @@ Source = Path | str | bytes
 # Containers of real video. Playlists (hls, concat, dash) and still images (png_pipe, image2) are left out on purpose.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,ogg,asf"
 MAX_DECODED_BYTES = 4 * 2**30  # of one clip, as RGB: about 3,500 frames of 832x480
+PIECE_BYTES = 2**26  # of frames that stream_video holds at once; one frame, where that is more
 SCALER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 # Constant timestamps make ffmpeg pass every frame on once; its option for that changed its name over the years.
 EVERY_FRAME = "settb=1/25,setpts=N,fps=25"
@@ -290,8 +291,8 @@ def decode_video(
 def stream_video(path: Path | str, *, max_frames: int | None = None, piece: int = 16) -> "Iterator[np.ndarray]":
     """The frames that decode_video gives of a file, in pieces [piece or fewer, H, W, 3], of a video of any length.
 
-    Memory does not grow with the number of frames. Raises VideoError as decode_video, but only where the damage is met:
-    pieces before it have been given by then.
+    Memory does not grow with the number of frames, and pieces of large ones have fewer of them: PIECE_BYTES at most.
+    Raises VideoError as decode_video, but only where the damage is met: pieces before it have been given by then.
     """
     name = _name(path)
     output = {} if max_frames is None else {"frames:v": max_frames}
@@ -307,6 +308,7 @@ def stream_video(path: Path | str, *, max_frames: int | None = None, piece: int 
             size = re.fullmatch(rb"P6\n(\d+) (\d+)\n255\n", header)
             width, height = (int(size[1]), int(size[2])) if size else (0, 0)
             step, raw = len(header) + height * width * 3, header
+            piece = max(1, min(piece, PIECE_BYTES // step)) if size else piece
             while size and raw:
                 raw += process.stdout.read(piece * step - len(raw))
                 if len(raw) % step:
@@ -429,7 +431,22 @@ def _opened(source: Source) -> "Iterator[tuple[str, bytes | None, str]]":
             _index_first(stream, path.stat().st_size, name)
     except OSError as error:
         raise VideoError(f"{name}: cannot be read: {error.strerror}") from error
-    yield f"file:{path}", None, "file"
+    with _named(path) as named:
+        yield f"file:{named}", None, "file"
+
+
+@contextmanager
+def _named(path: Path) -> "Iterator[Path]":
+    """The path, or a link to it where its name is not UTF-8, which ffmpeg-python cannot make a command of."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="bagger-video-") as folder:
+            link = Path(folder, "video")
+            link.symlink_to(path)
+            yield link
+    else:
+        yield path
 
 
 def _index_first(stream: Any, total: int, name: str) -> bool:

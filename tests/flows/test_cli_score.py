@@ -254,6 +254,16 @@ def test_the_table_shows_names_without_steering_the_terminal(bagger, videos, els
     assert json.loads(bagger("score", name, "--json").out)[0]["path"] == name
 
 
+def test_a_name_that_is_not_utf_8_is_printed_as_it_is(videos, elsewhere):
+    name = b"caf\xe9.mp4"
+    shutil.copy(videos / "clean.mp4", os.fsdecode(name))
+    told = subprocess.run(
+        [sys.executable, "-c", "from flows.cli import main; main()", "score", ".", "--csv"],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(ROOT)}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert b'\n"./' + name + b'",' in told.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "frames"),
     [("0.2", 20), ("20%", 20), ("12", 12), ("1.5s", 24), ("15%", 15), ("0.001", 1), ("1", 1), (".29", 29), ("1 s", 16)],
@@ -262,7 +272,9 @@ def test_prefix_as_share_frames_or_seconds(text, frames):
     assert parse_prefix(text).frames(100, 16.0) == frames
 
 
-@pytest.mark.parametrize("text", ["0", "1.0", "0.0", "100%", "-3", "2m", "", "nan", "1e-1", "0s"])
+@pytest.mark.parametrize(
+    "text", ["0", "1.0", "0.0", "100%", "-3", "2m", "", "nan", "1e-1", "0s", "9" * 400, "9" * 400 + "s"]
+)
 def test_a_prefix_that_is_none_teaches(bagger, videos, elsewhere, text):
     told = bagger("score", videos / "clean.mp4", f"--prefix={text}")
     assert told.status == 1

@@ -239,6 +239,27 @@ def test_a_stream_gives_the_same_frames_in_pieces(tmp_path, count, piece):
     assert np.array_equal(few, decode_video(path, max_frames=5))
 
 
+def test_pieces_of_large_frames_are_few(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode_video(smooth_clip(20, 32, 48), 8))
+    for most, sizes in ((3.5, [3, 3, 3, 3, 3, 3, 2]), (0.5, [1] * 20)):
+        monkeypatch.setattr("store.video.PIECE_BYTES", int(most * 32 * 48 * 3))
+        pieces = list(stream_video(path))
+        assert [len(one) for one in pieces] == sizes
+        assert np.array_equal(np.concatenate(pieces), decode_video(path))
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    frames = smooth_clip(3, 32, 48)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \xff.mp4"))
+    path.write_bytes(encode_video(frames, 8))
+    assert probe(path).width == 48
+    assert np.array_equal(decode_video(path), np.concatenate(list(stream_video(path))))
+    path.write_bytes(b"no video")
+    with pytest.raises(VideoError, match="caf"):
+        decode_video(path)
+
+
 def test_a_stream_of_a_damaged_video_ends_in_an_error(tmp_path):
     path = tmp_path / "clip.mp4"
     data = bytearray(encode_video(np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8), 8))
