@@ -21,7 +21,7 @@ from flows.progress import progress_bar
 from flows.stage import Stage, write_json
 from model import drift, features, naturalness
 from store.digest import digest
-from store.table import read_manifest, read_table
+from store.table import open_table, read_manifest, read_table
 from store.video import decode_video
 
 FEWEST_LONG = 8
@@ -41,43 +41,57 @@ def main(params: Params) -> None:
                 "naturalness": naturalness.VERSION},
         inputs={"seed": seed},
     ) as stage:  # fmt: skip
-        clips = read_table(paths.STORE, "seed", ["clip_id", "video", "num_frames"], "split = 'train'").slice(
-            0, MOST_CLIPS
-        )
         prefix, length, longest = lengths(params)
-
-        longs = read_table(paths.STORE, "seed", ["video"], f"split = 'heldout' AND num_frames >= {longest}")
+        table = open_table(paths.STORE, "seed")
+        clips = ids("split = 'train'")[:MOST_CLIPS]
+        longs = ids(f"split = 'heldout' AND num_frames >= {longest}")
+        # Too small a picture has no naturalness; drift needs none.
+        looked_at = min(params.video.height, params.video.width) >= naturalness.MIN_SIDE
         with (
             progress_bar(len(clips) + len(longs), stage.label, "clip") as bar,
             ThreadPoolExecutor(params.resources.workers) as pool,
         ):
 
-            def short_clip(video: bytes) -> tuple[dict[str, np.ndarray], np.ndarray]:
-                frames = decode_video(video)[:length]
+            def video(clip_id: str) -> bytes:
+                # One by one: all videos of a large seed are more than memory holds.
+                return bytes(read_table(table, "seed", ["video"], ids=[clip_id])["video"][0].as_py())
+
+            def short_clip(clip_id: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+                frames = decode_video(video(clip_id))[:length]
                 chosen = frames[np.linspace(0, len(frames) - 1, min(FRAMES_A_CLIP, len(frames))).round().astype(int)]
-                found = features.curves(frames), naturalness.features(features.luma(chosen))
+                found = features.curves(frames), naturalness.features(features.luma(chosen)) if looked_at else None
                 bar.update()
                 return found
 
-            def long_clip(video: bytes) -> dict[str, np.ndarray]:
-                found = features.curves(decode_video(video, max_frames=longest))
+            def long_clip(clip_id: str) -> dict[str, np.ndarray]:
+                found = features.curves(decode_video(video(clip_id), max_frames=longest))
                 bar.update()
                 return found
 
-            short = list(pool.map(short_clip, clips["video"].to_pylist()))
-            long_curves = list(pool.map(long_clip, longs["video"].to_pylist()))
+            short = list(pool.map(short_clip, clips))
+            long_curves = list(pool.map(long_clip, longs))
         clip = drift.fit([curves for curves, _ in short], prefix)
         if len(long_curves) < FEWEST_LONG:
             say(f"natural: {len(long_curves)} held-out clips are {longest} frames long, {FEWEST_LONG} are needed: "
                 "evaluation is measured in the unit of short clips")  # fmt: skip
         long = drift.fit(long_curves, prefix) if len(long_curves) >= FEWEST_LONG else clip
-        looks = np.concatenate([one for _, one in short])
-        fitted = naturalness.fit(looks, params.video.height, params.video.width)
+        fitted = None
+        if looked_at:
+            looks = np.concatenate([one for _, one in short if one is not None])
+            fitted = naturalness.fit(looks, params.video.height, params.video.width)
+        else:
+            say(f"natural: frames of {params.video.height}x{params.video.width} have no naturalness, which needs "
+                f"{naturalness.MIN_SIDE} pixels a side; all else is measured")  # fmt: skip
         units = {"clip": clip.to_json(), "evaluation": long.to_json(), "naturalness": fitted}
         write_json(paths.NATURAL, units)
         counts = {"clips": len(short), "long_clips": len(long_curves)}
         stage.outputs = {"natural": digest(units["clip"]), "natural_evaluation": digest(units["evaluation"]),
                          "naturalness": digest(fitted), **counts}  # fmt: skip
+
+
+def ids(where: str) -> list[str]:
+    """The seed clips for which `where` holds, in the table's order."""
+    return list(read_table(paths.STORE, "seed", ["clip_id"], where)["clip_id"].to_pylist())
 
 
 def lengths(params: Params) -> tuple[int, int, int]:
@@ -92,9 +106,9 @@ def read_natural(which: str, path: Path | None = None) -> drift.Natural:
     return drift.natural_of(_read(which, path))
 
 
-def read_naturalness(path: Path | None = None) -> dict[str, Any]:
-    """What seed frames look like, for `model.naturalness.score`."""
-    return _read("naturalness", path)
+def read_naturalness(path: Path | None = None) -> dict[str, Any] | None:
+    """What seed frames look like, for `model.naturalness.score`; None where they are too small for it."""
+    return _read("naturalness", path) or None
 
 
 def natural_digest(which: str) -> str:
@@ -102,10 +116,10 @@ def natural_digest(which: str) -> str:
     return digest(_read(which))
 
 
-def _read(which: str, path: Path | None = None) -> dict[str, Any]:
+def _read(which: str, path: Path | None = None) -> Any:
     path = path or paths.NATURAL
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))[which]
+        found = json.loads(path.read_text(encoding="utf-8"))[which]
     except (KeyError, TypeError, ValueError) as error:
         raise NaturalError(f"{path} holds no unit {which!r} ({error!r}); run `dvc repro --force natural`") from None
     return found
