@@ -28,6 +28,8 @@ def main(params: Params, round: str) -> None:
         inputs=tables,
     ) as stage:  # fmt: skip
         seed = read_table(paths.STORE, "seed", ["clip_id"], "split = 'train'")["clip_id"].to_pylist()
+        for k, ids in left_out.items():  # before the plan, which may find too few
+            say(f"mix-{round}: {len(ids)} corrective clips of {k} are left out: their rollouts failed a hard gate")
         pools = [Pool("seed", "r0", "seed", seed)]
         for k in rounds:
             ids = read_table(paths.STORE, f"clips_{k}", ["clip_id"])["clip_id"].to_pylist()
@@ -39,8 +41,6 @@ def main(params: Params, round: str) -> None:
         write_json(paths.plan_summary(round), {"plan_digest": digest, "tables": tables, **made, **counts})
         stage.outputs = {"plan_digest": digest, "samples": made["num_samples"], "summary": made}
         shares = ", ".join(f"{k} {part['share']:.0%} ({part['clips']} clips)" for k, part in made["rounds"].items())
-        for k, ids in left_out.items():
-            say(f"mix-{round}: {len(ids)} corrective clips of {k} are left out: their rollouts failed a hard gate")
         say(f"mix-{round}: {made['num_samples']} samples, {made['corrective']:.0%} corrective: {shares}")
 
 
