@@ -18,6 +18,7 @@ from flows.params import Params
 from flows.stage import pick_device
 from model import frechet
 from model.rng import numpy_generator
+from store.digest import digest
 
 REPEATS = 10
 FEWEST = 8  # real clips; half of them are the reference
@@ -50,6 +51,11 @@ class Watcher:
         least = getattr(self._extractor, "num_frames", 0) or 2
         self.size = max(round(params.video.fps), least)  # frames of a window
         self._lock = threading.Lock()
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """For a stage's inputs: digest of the extractor, if it is made of files, which may be others soon."""
+        return {"distance": digest(self.identity)} if self.identity.get("files") else {}
 
     def look(self, frames: np.ndarray) -> np.ndarray | None:
         """Features [W, D] of every window of frames uint8 [T, H, W, 3]; None for a clip shorter than one."""

@@ -38,20 +38,21 @@ from store.video import VideoError, decode_video, encode_video
 
 def main(params: Params, round: str) -> None:
     settings = sampler_settings(params)
+    scorer = project_scorer(params, "evaluation")
+    watcher = Watcher(params) if params.scoring.distance else None
     with Stage(
         "evaluate", round,
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
                 "evaluation": params.evaluation, "scorer": drift.SCORER, "scoring": params.scoring},
         inputs={"model": model_digest(paths.model(round)), "seed": read_manifest(paths.manifest("seed")).digest,
-                "natural_evaluation": natural_digest("evaluation"), "naturalness": natural_digest("naturalness")},
-        resources=params.resources.model_dump(include={"device", "rollout_batch"}),
+                "natural_evaluation": natural_digest("evaluation"), "naturalness": natural_digest("naturalness")}
+        | scorer.networks | (watcher.networks if watcher else {}),
+        resources=params.resources.model_dump(include={"device", "rollout_batch", "compile"}),
     ) as stage:  # fmt: skip
         generators = per_thread(lambda: Generator(paths.model(round), params))
         generator = generators()
         stage.device = generator.device
         workers = torch_workers(stage.device, params.resources.workers)
-        scorer = project_scorer(params, "evaluation")
-        watcher = Watcher(params) if params.scoring.distance else None
         clips, fps = heldout(params), params.video.fps
         size, chunk = params.clip.chunk_latents, chunk_frames(params)
         prefix, longest = (num_frames(generator.pipe.vae, size * n) for n in (1, params.evaluation.num_chunks))

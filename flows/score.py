@@ -29,14 +29,15 @@ SHOWN = ["rollout_id", "drift", "drift_parts", "gates"]
 
 def main(params: Params, round: str) -> None:
     name, rollouts = f"scores_{round}", f"rollouts_{round}"
+    scorer, size = project_scorer(params, "clip"), chunk_frames(params)
     with Stage(
         "score", round,
         params={"scorer": drift.SCORER, "scoring": params.scoring},
         inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": natural_digest("clip"),
-                "naturalness": natural_digest("naturalness"), "seed": read_manifest(paths.manifest("seed")).digest},
+                "naturalness": natural_digest("naturalness"), "seed": read_manifest(paths.manifest("seed")).digest}
+        | scorer.networks,
         resources=params.resources.model_dump(include={"device"}),
     ) as stage:  # fmt: skip
-        scorer, size = project_scorer(params, "clip"), chunk_frames(params)
         extras = read_table(paths.STORE, "seed", ["clip_id", "extra"])
         programs = dict(zip(extras["clip_id"].to_pylist(), map(program_of, extras["extra"].to_pylist()), strict=True))
         ids = read_table(paths.STORE, rollouts, ["rollout_id"])["rollout_id"].to_pylist()

@@ -19,7 +19,7 @@ from flows.natural import read_natural, read_naturalness, temporal_ratio
 from flows.params import Params
 from flows.stage import pick_device
 from model import drift, features, latent_drift, naturalness, oracle, toyworld
-from store.digest import canonical_json
+from store.digest import canonical_json, digest
 
 if TYPE_CHECKING:
     from model.metrics import Measured
@@ -112,6 +112,11 @@ class Scorer:
 
             self.identities = identities(self.extractors)
         self._lock = threading.Lock()  # a network is used by one thread at a time
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """For a stage's inputs: digest of the extractors, if there are any. A folder or branch may hold others soon."""
+        return {"extractors": digest(self.identities)} if self.identities else {}
 
     def score(
         self,

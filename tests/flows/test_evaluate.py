@@ -9,9 +9,11 @@ import pytest
 from flows import evaluate, paths
 from flows.distance import Watcher
 from flows.evaluated import Evaluated, read_tables
+from flows.params import load_params
 from flows.scorer import project_scorer
 from flows.server import prefect_server
 from model import drift, features
+from store.digest import digest
 from store.video import decode_video
 from tests.flows.heldout import CLIPS, FRAMES, project
 
@@ -101,3 +103,12 @@ def test_a_stopped_run_goes_on_with_what_it_had(here):
     for name in ("curves.csv", "segments.csv", "looks.npy", "looks.json"):
         first, second = ((paths.evaluation(k) / name).read_bytes() for k in ("r0", "r1"))
         assert first == second, name
+
+
+def test_the_networks_that_looked_decide_whose_work_is_gone_on_with(here):
+    """What is made of files may be other files tomorrow under the same name; random-conv of the distance is not."""
+    record = json.loads(Path("data/runs/evaluate_r1.json").read_text())
+    identities = project_scorer(load_params(), "evaluation").identities
+    assert set(identities) == {"subject"}
+    assert record["inputs"]["extractors"] == digest(identities)
+    assert "distance" not in record["inputs"]
