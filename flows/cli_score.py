@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALL = "all"  # clips
 LIST = "list"  # of metrics
+STORED_UNIT = "clip"  # of corrective clips
 MOST_WORKERS = 4  # each holds a video in memory
 INTERRUPTED_STATUS = 128 + 2
 _CLIP_ID = re.compile(r"(clip|seed)-[\w-]+")
@@ -161,6 +162,9 @@ def score(
     if clips is not None:
         opened = open_store(store, rev)
         rows = _clips(opened, clips, {"kind": kind, "at": at, "sort": sort, "limit": limit})
+        if unit not in (None, STORED_UNIT) and any(row["kind"] == "corrective" for row in rows):
+            say(f"--unit {unit} is for seed clips: the drift of corrective ones stands in the store, in the unit "
+                f"{STORED_UNIT}")  # fmt: skip
         measured = load_metrics(names, extractor or ())
         found = _interruptible(opened, rows, unit, measured, deltas or out is not None)
     else:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from flows import paths
 from flows.command import is_user_error
 from flows.console import CommandError
-from flows.natural import read_natural, read_naturalness
+from flows.natural import NaturalError, read_natural, read_naturalness
 from flows.params import PARAMS_FILE, Params, load_params
 from flows.progress import note, progress_bar
 from flows.score_files import ClipScore
@@ -93,15 +94,10 @@ def unit_of(name: str) -> drift.Natural:
     return read_natural(name)
 
 
-def _fitted() -> dict[str, Any] | None:
-    return read_naturalness() if paths.NATURAL.is_file() else None
-
-
 class Units:
     """Scorers by unit of drift, with naturalness where frames have the size that it was fitted on."""
 
     def __init__(self) -> None:
-        self.fitted = _fitted()
         self._made: dict[tuple[str, bool], Scorer] = {}
         self._natural: dict[str, drift.Natural] = {}
 
@@ -110,10 +106,21 @@ class Units:
             self._natural[unit] = unit_of(unit)
         return self._natural[unit]
 
+    @cached_property
+    def fitted(self) -> dict[str, Any] | None:
+        """What the project's seed frames look like; None without a project. Raises NaturalError."""
+        return read_naturalness() if paths.NATURAL.is_file() else None
+
     def scorer(self, unit: str, height: int, width: int) -> Scorer:
-        fits = self.fitted is not None and (self.fitted.get("height"), self.fitted.get("width")) == (height, width)
+        try:
+            fitted = self.fitted
+        except NaturalError:  # of an older version, or no project of ours: a video does not need it
+            if unit != GENERIC:
+                raise
+            fitted = None
+        fits = fitted is not None and (fitted.get("height"), fitted.get("width")) == (height, width)
         if (unit, fits) not in self._made:
-            self._made[unit, fits] = Scorer(self.natural(unit), self.fitted if fits else None)
+            self._made[unit, fits] = Scorer(self.natural(unit), fitted if fits else None)
         return self._made[unit, fits]
 
 

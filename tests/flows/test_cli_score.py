@@ -192,6 +192,35 @@ def test_naturalness_is_left_out_where_frames_have_another_size(bagger, project,
     assert (row["naturalness_drift"], row["unit"]) == (None, "generic")
 
 
+@pytest.mark.parametrize("text", ['{"clip": {}, "evaluation": {}}', "no JSON", "[1]"])
+def test_a_foreign_or_older_natural_json_stops_only_what_needs_it(bagger, videos, elsewhere, text):
+    Path("data").mkdir()
+    Path("data", "natural.json").write_text(text)
+    (row,) = json.loads(bagger("score", videos / "clean.mp4", "--json").out)
+    assert (row["drift"] is None, row["naturalness_drift"], row["error"]) == (False, None, None)
+    told = bagger("score", videos / "clean.mp4", "--unit", "clip")
+    assert (told.status, told.out) == (1, "")
+    assert "run `dvc repro" in told.err
+
+
+def test_stored_scores_need_no_natural_json(bagger, project):
+    path = project / "data/natural.json"
+    kept = path.read_text()
+    try:
+        path.write_text("{}")
+        assert json.loads(bagger("score", "--clips", "clip-r1-3", "--json").out)[0]["drift"] > 0
+        assert bagger("score", "--clips", "seed-3", "--json").status == 1
+    finally:
+        path.write_text(kept)
+
+
+def test_another_unit_is_not_for_stored_drift(bagger, project):
+    told = bagger("score", "--clips", "clip-r1-3", "--unit", "generic", "--json")
+    assert json.loads(told.out)[0]["unit"] == "clip"
+    assert "--unit generic is for seed clips" in told.err
+    assert "--unit" not in bagger("score", "--clips", "clip-r1-3", "--unit", "clip", "--json").err
+
+
 def test_a_large_video_is_scored_alike_whether_it_is_read_in_pieces_or_whole(bagger, elsewhere):
     frames = np.repeat(np.repeat(natural_clip(2, 14, 66, 70), 4, 1), 4, 2)  # 264 pixels high: more than features see
     Path("large.mp4").write_bytes(encode_video(inject(frames, "darkening", 0.5, 2), FPS))
