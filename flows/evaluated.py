@@ -118,9 +118,13 @@ def curves_of(scored: Scored) -> dict[str, list[float | None]]:
 
 
 def segment_seconds(num_frames: int, fps: float) -> float:
-    """How long the parts of a clip are: 5 s as in Resampling Forcing; a third of a clip that is shorter than two."""
+    """How long the parts of a clip are: 5 s as in Resampling Forcing; a third of a clip that is shorter than two.
+
+    Never less than a frame."""
     length = num_frames / fps
-    return SEGMENT_SECONDS if length >= 2 * SEGMENT_SECONDS else length / SEGMENTS
+    if length >= 2 * SEGMENT_SECONDS:
+        return SEGMENT_SECONDS
+    return length / SEGMENTS if num_frames > SEGMENTS else 1.001 / fps  # a frame, whatever is lost in rounding
 
 
 def segments_of(
@@ -223,6 +227,9 @@ def read_tables(folder: Path) -> Evaluated:
             raise EvaluatedError(f"{folder}/scores.csv has no drift_part")
     except (FileNotFoundError, EvaluatedError) as error:
         raise EvaluatedError(f"{folder} is not an evaluation of this version ({error}); run `dvc repro`") from None
+    for row in rows:
+        if row.get("drift") is None:  # nothing moved, and nobody knows, are the same empty cell
+            row |= {"drift_part": None, "drift_parts": None}
     columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for name in line.keys() - {"clip_id", "frame", "second"}:

@@ -28,7 +28,7 @@ from flows.evaluated import (
     write_tables,
 )
 from flows.scorer import Scored
-from model import drift
+from model import drift, vbench
 from model.features import FEATURES
 from model.metrics import Measured
 from model.oracle import MEASURES
@@ -100,7 +100,7 @@ def test_a_curve_that_knows_nothing_of_frame_0_starts_at_frame_1():
 
 def test_what_could_not_be_scored_has_a_row_that_says_so():
     row = row_of(clip(), Scored(drift.unscored(["undecodable"])), FPS, CHUNK)
-    assert (row["gates"], row["drift_part"], row["drift"], row["oracle_error"]) == ("undecodable", "none", None, None)
+    assert (row["gates"], row["drift_part"], row["drift"], row["oracle_error"]) == ("undecodable", None, None, None)
     assert {row[f"{kind}_{name}"] for kind in DEFINITIONS for name in DELTAS} == {None}
     assert segments_of("seed-1", Scored(drift.unscored(["undecodable"])), FPS, 5.0) == []
     json.dumps(row, allow_nan=False)
@@ -126,6 +126,14 @@ def test_curves_are_json_without_nan():
 )
 def test_segments_are_of_5_seconds_or_a_third(frames, fps, seconds):
     assert segment_seconds(frames, fps) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("fps", [5.0, 8.0, 10.0, 20.0, 0.5])
+def test_the_shortest_clips_have_segments_of_a_frame(fps):
+    for frames in (1, 2, 3, 4):
+        bounds = vbench.segment_bounds(frames, fps, segment_seconds(frames, fps))
+        assert len(bounds) == min(frames, 3)
+        assert (bounds[0][0], bounds[-1][1]) == (0, frames)
 
 
 def test_segments_by_hand():
