@@ -120,6 +120,10 @@ def _read(which: str, path: Path | None = None) -> Any:
     path = path or paths.NATURAL
     try:
         found = json.loads(path.read_text(encoding="utf-8"))[which]
+    except FileNotFoundError:
+        raise NaturalError(
+            f"{path} is not there; make it with `dvc repro natural` or fetch it with `dvc pull`"
+        ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise NaturalError(f"{path} holds no unit {which!r} ({error!r}); run `dvc repro --force natural`") from None
     return found

@@ -29,7 +29,7 @@ SHOWN = ["rollout_id", "drift", "drift_parts", "gates"]
 
 def main(params: Params, round: str) -> None:
     name, rollouts = f"scores_{round}", f"rollouts_{round}"
-    scorer, size = project_scorer(params, "clip"), chunk_frames(params)
+    scorer = project_scorer(params, "clip")
     with Stage(
         "score", round,
         params={"scorer": drift.SCORER, "scoring": params.scoring},
@@ -38,6 +38,7 @@ def main(params: Params, round: str) -> None:
         | scorer.networks,
         resources=params.resources.model_dump(include={"device"}),
     ) as stage:  # fmt: skip
+        size = chunk_frames(params)
         extras = read_table(paths.STORE, "seed", ["clip_id", "extra"])
         programs = dict(zip(extras["clip_id"].to_pylist(), map(program_of, extras["extra"].to_pylist()), strict=True))
         ids = read_table(paths.STORE, rollouts, ["rollout_id"])["rollout_id"].to_pylist()

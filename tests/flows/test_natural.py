@@ -8,7 +8,7 @@ import pytest
 
 from flows import natural, paths
 from flows.media import media_columns
-from flows.natural import natural_digest, read_natural, read_naturalness
+from flows.natural import NaturalError, natural_digest, read_natural, read_naturalness
 from flows.scorer import project_scorer
 from model import drift, features, naturalness, toyworld
 from model.rng import numpy_generator
@@ -61,6 +61,11 @@ def test_enough_long_clips_have_a_unit_of_their_own(here, tiny_base):
     found = read_natural("evaluation")
     assert found == drift.fit([features.curves(decode_video(video)) for video in longs], PREFIX)
     assert (found.num_frames, read_natural("clip").num_frames) == (FRAMES, LENGTH)
+
+
+def test_a_unit_that_is_not_there_says_what_makes_it(here):
+    with pytest.raises(NaturalError, match="dvc repro natural"):
+        read_natural("clip")
 
 
 def test_frames_too_small_for_naturalness_still_have_drift(here, tiny_base, capsys):
