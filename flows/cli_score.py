@@ -221,7 +221,7 @@ def _videos(given: Sequence[str], prompt: str | None, metrics: Sequence[str]) ->
         if os.path.isdir(one):
             prompts |= _folder(one, bool(asked) and prompt is None)
         elif os.path.isfile(one):
-            prompts[one] = None
+            prompts.setdefault(one, None)  # that of its folder, named before
         else:
             what = "is no file" if os.path.exists(one) else "no such file or folder"
             raise CommandError(f"{printable(one)}: {what}")

@@ -37,6 +37,7 @@ UNITS = ("generic", "clip", "evaluation")
 GENERIC = UNITS[0]
 PREFIX = "15%"
 UNDECODABLE = drift.GATES[0]
+MOST_ASPECT = 100  # OpenCV's flow takes sides below 2^15 pixels, of frames whose short side may be features.SIDE
 
 
 # -------------------------------------------------------------------------------------------------------------- prefix
@@ -234,6 +235,9 @@ def _score_video(path: str, prompt: str | None, rules: VideoRules, units: Units,
             frames = decode_video(path, max_frames=rules.max_frames)
         else:
             frames = _small(path, rules.max_frames)
+        height, width = frames.shape[1:3]
+        if max(height, width) > MOST_ASPECT * min(height, width):
+            raise VideoError(f"{path}: one side of {width}x{height} is more than {MOST_ASPECT} times the other")
         prefix = rules.prefix.frames(len(frames), fps)
         scored = scorer.score(frames, prefix, chunk_frames=rules.chunk_frames)
     except VideoError as error:
@@ -245,6 +249,8 @@ def _score_video(path: str, prompt: str | None, rules: VideoRules, units: Units,
     problem = None
     if not prefix < len(frames):
         problem = f"{path}: {len(frames)} frames, and the prefix would be {prefix} of them; give a smaller --prefix"
+        if len(frames) == 1:
+            problem = f"{path}: a single frame, and drift compares later frames with the first"
     values: dict[str, Any] = {}
     try:
         values = measured.measure(measured.names, frames, prompt, fps)

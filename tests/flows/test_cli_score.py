@@ -192,6 +192,26 @@ def test_naturalness_is_left_out_where_frames_have_another_size(bagger, project,
     assert (row["naturalness_drift"], row["unit"]) == (None, "generic")
 
 
+def test_one_frame_has_no_drift(bagger, elsewhere):
+    Path("one.mp4").write_bytes(encode_video(natural_clip(1, 1, 48, 64), FPS))
+    told = bagger("score", "one.mp4", "--json")
+    (row,) = json.loads(told.out)
+    assert (told.status, row["drift"], row["gates"], row["num_frames"]) == (1, None, ["length"], 1)
+    assert row["error"] == "one.mp4: a single frame, and drift compares later frames with the first"
+
+
+def test_very_long_frames_are_refused_alone(bagger, videos, elsewhere):
+    for name, height in {"long": 802, "longest": 5000}.items():
+        frames = np.random.default_rng(0).integers(0, 255, (2, height, 8, 3), np.uint8)
+        Path(f"{name}.mp4").write_bytes(encode_video(frames, FPS))
+    told = bagger("score", videos / "clean.mp4", "long.mp4", "longest.mp4", "--json")
+    rows = json.loads(told.out)
+    assert [row["gates"] for row in rows] == [[], ["undecodable"], ["undecodable"]]
+    assert rows[1]["error"] == "long.mp4: one side of 8x802 is more than 100 times the other"
+    frames = np.random.default_rng(0).integers(0, 255, (2, 256, 25600, 3), np.uint8)  # what is let pass can be measured
+    assert np.isfinite(features.flow(features.luma(frames))).all()
+
+
 @pytest.mark.parametrize("text", ['{"clip": {}, "evaluation": {}}', "no JSON", "[1]"])
 def test_a_foreign_or_older_natural_json_stops_only_what_needs_it(bagger, videos, elsewhere, text):
     Path("data").mkdir()
@@ -415,8 +435,9 @@ def test_metrics_of_videos_with_prompts_of_the_folder(bagger, videos, elsewhere)
     with open("made/curves.csv", newline="") as file:
         assert [row["temporal_flickering"] == "" for row in csv.DictReader(file)][:2] == [True, False]
     (elsewhere / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "a red ball"}\n')
-    told = bagger("score", ".", "--metrics", "clip_score", "--extractor", "text=random-conv")
-    assert "b.mp4 has none" in told.err  # a.mp4 has a prompt
+    for named in ([], ["./a.mp4"]):  # once more: the same file
+        told = bagger("score", ".", *named, "--metrics", "clip_score", "--extractor", "text=random-conv")
+        assert "b.mp4 has none" in told.err  # a.mp4 has a prompt
 
 
 def test_the_list_of_metrics_says_what_each_needs(bagger, elsewhere):
