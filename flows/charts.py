@@ -95,7 +95,7 @@ def draw_curves(sets: Sets, names: Sequence[str], fps: float, prefix: int, chunk
     """
     pyplot = _pyplot()
     columns = min(4, max(1, len(names)))
-    rows = -(-len(names) // columns)
+    rows = max(1, -(-len(names) // columns))
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3.6 * columns, 2.5 * rows), layout="constrained", squeeze=False
     )

@@ -32,7 +32,7 @@ def main(params: Params, round: str) -> None:
         params={"random_seed": params.random_seed, "settings": settings, "video": params.video,
                 "rollouts": this.rollouts},
         inputs={"model": model_digest(folder), "seed": read_manifest(paths.manifest("seed")).digest},
-        resources=params.resources.model_dump(include={"device", "rollout_batch"}),
+        resources=params.resources.model_dump(include={"device", "rollout_batch", "compile"}),
     ) as stage:  # fmt: skip
         generators = per_thread(lambda: Generator(folder, params))
         generator = generators()

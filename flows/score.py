@@ -32,7 +32,7 @@ def main(params: Params, round: str) -> None:
     scorer = project_scorer(params, "clip")
     with Stage(
         "score", round,
-        params={"scorer": drift.SCORER, "scoring": params.scoring},
+        params={"scorer": drift.SCORER, "scoring": params.scoring.model_dump(exclude={"distance"})},
         inputs={"rollouts": read_manifest(paths.manifest(rollouts)).digest, "natural": natural_digest("clip"),
                 "naturalness": natural_digest("naturalness"), "seed": read_manifest(paths.manifest("seed")).digest}
         | scorer.networks,

@@ -114,6 +114,9 @@ def deviations(curves: Mapping[str, np.ndarray], prefix_frames: int) -> dict[str
     Colours: all of them scaled by g moves the mean colour difference m = (cr, cb) to g m and its spread s to g s; a
     tint moves m alone. g is the lesser of what both say (least squares over m and s, and s alone), 1 if they disagree
     on the sign, unless scaling alone explains the change better than a tint alone: then it is least squares.
+
+    Motion belongs to pairs of frames: a prefix of one frame has none of its own, and its first generated frame's stands
+    in, so that a rollout frozen from the start on does not show. Give two frames or more.
     """
     if missing := [name for name in USED if name not in curves]:
         raise DriftError(f"curves lack {', '.join(missing)}; they hold {', '.join(curves)}")
