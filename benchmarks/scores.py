@@ -24,21 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from model import drift, features, toyworld
-from model.injection import DEGRADATIONS, inject, natural_clip
+from model.injection import DEGRADATIONS, RIGHT, inject, natural_clip
 from model.rng import numpy_generator
 
-RIGHT = {
-    "over-saturation": "over-saturating",
-    "under-saturation": "under-saturating",
-    "darkening": "darkening",
-    "over-exposure": "over-exposing",
-    "contrast loss": "losing-contrast",
-    "blur": "blurring",
-    "noise": "noising",
-    "color cast": "color-casting",
-    "freeze": "freezing",
-    "flicker": "flickering",
-}
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOVES = 0.5 / 32  # flow of toy clips that have something to freeze: half a pixel a frame
 TOY_TIMES = 3  # as many toy clips: they cost a twentieth, and differ more

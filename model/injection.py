@@ -129,6 +129,19 @@ DEGRADATIONS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], 
     "freeze": _freeze,
     "flicker": _flicker,
 }
+# What model/drift.py should call each.
+RIGHT = {
+    "over-saturation": "over-saturating",
+    "under-saturation": "under-saturating",
+    "darkening": "darkening",
+    "over-exposure": "over-exposing",
+    "contrast loss": "losing-contrast",
+    "blur": "blurring",
+    "noise": "noising",
+    "color cast": "color-casting",
+    "freeze": "freezing",
+    "flicker": "flickering",
+}
 
 
 # ------------------------------------------------------------------------------------------- clips to put them into

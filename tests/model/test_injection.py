@@ -12,22 +12,10 @@ import pytest
 
 from model import drift, features, toyworld
 from model.drift import Drift, Natural
-from model.injection import DEGRADATIONS, InjectionError, inject, natural_clip
+from model.injection import DEGRADATIONS, RIGHT, InjectionError, inject, natural_clip
 from model.rng import numpy_generator
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-RIGHT = {
-    "over-saturation": "over-saturating",
-    "under-saturation": "under-saturating",
-    "darkening": "darkening",
-    "over-exposure": "over-exposing",
-    "contrast loss": "losing-contrast",
-    "blur": "blurring",
-    "noise": "noising",
-    "color cast": "color-casting",
-    "freeze": "freezing",
-    "flicker": "flickering",
-}
 # Half of the toy clips have hardly any texture to blur, and a toy shape that moves or grows changes the contrast of 32
 # pixels as much as half of this loss does: at half of full strength these two stay within what toy clips do themselves.
 LATER = {("toy", "contrast loss"), ("toy", "blur")}
