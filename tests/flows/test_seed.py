@@ -22,7 +22,7 @@ from flows.seed import main
 from flows.server import prefect_server
 from store import Store
 from store.latents import unpack_latents
-from store.schema import VERSION_KEY
+from store.schema import SCHEMA_VERSION, VERSION_KEY
 from store.table import content_manifest, read_manifest, read_table
 from store.video import decode_video, ffmpeg, probe
 
@@ -391,7 +391,7 @@ def test_store_of_a_newer_schema_is_left_alone(with_store, folder, seed):
     write_params(source=folder)
     with left_as_it_was("data/store", "data/manifests"):
         error = error_of(seed(fails=True))
-    assert "was written by a newer bagger (store schema 99, this one reads up to 2)" in error
+    assert f"was written by a newer bagger (store schema 99, this one reads up to {SCHEMA_VERSION})" in error
 
 
 def test_interrupted_seed_keeps_what_it_had(project, folder, tmp_path, seed):
