@@ -235,8 +235,17 @@ def _batch_rows(schema: pa.Schema) -> int:
 
 
 def table_names(store_dir: Path) -> list[str]:
-    """Names of the tables in a store folder, sorted; none if the folder does not exist."""
-    return sorted(path.stem for path in Path(store_dir).glob("*.lance") if not path.name.startswith("."))
+    """Names of the tables in a store folder, sorted; none if the folder does not exist.
+
+    Lance makes a table's folder before the table's first version: what was killed between the two is no table yet.
+    """
+    found = (path for path in Path(store_dir).glob("*.lance") if not path.name.startswith("."))
+    return sorted(path.stem for path in found if not _unborn(path))
+
+
+def _unborn(path: Path) -> bool:
+    """Whether a folder holds nothing but what Lance writes before a first version."""
+    return path.is_dir() and {one.name for one in path.iterdir()} <= {"data", "_transactions"}
 
 
 def read_table(

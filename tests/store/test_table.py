@@ -450,3 +450,9 @@ def test_latents_round_trip_in_float16():
         pack_latents(latents * 1e6)
     with pytest.raises(StoreError, match="C,F,h,w"):
         pack_latents(latents[0])
+
+
+def test_a_folder_that_lance_has_only_begun_is_no_table_yet(tmp_path):
+    (tmp_path / "catalog.lance" / "data").mkdir(parents=True)
+    (tmp_path / "seed.lance" / "_versions").mkdir(parents=True)  # damaged: it has been one
+    assert table_names(tmp_path) == ["seed"]
