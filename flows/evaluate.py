@@ -21,7 +21,7 @@ from flows import paths
 from flows.batches import chunked, per_thread, publish_sheet, run_batches
 from flows.command import command, say
 from flows.distance import Watcher, looks_of
-from flows.evaluated import curves_of, heldout, row_of, segment_seconds, segments_of, summarise, write_tables
+from flows.evaluated import heldout, result_of, segment_seconds, summarise, write_tables
 from flows.generator import Generator, sampler_settings
 from flows.media import sheet_of
 from flows.natural import natural_digest
@@ -84,11 +84,7 @@ def main(params: Params, round: str) -> None:
                 )  # fmt: skip
                 measured = scorer.segments(frames, fps, clip["prompt"], seconds) if scored.curves else []
                 look = watcher.look(frames) if watcher else None
-            result = {
-                "row": row_of(clip, scored, fps, chunk),
-                "curves": curves_of(scored),
-                "segments": segments_of(clip["clip_id"], scored, fps, seconds, measured),
-            }
+            result = result_of(clip, scored, fps, chunk, seconds, measured)
             _write(folder / "videos" / f"{clip['clip_id']}.mp4", video)
             if look is not None:
                 _write(found / f"{clip['clip_id']}.npy", _npy(look))

@@ -17,7 +17,7 @@ import numpy as np
 
 from flows import paths
 from flows.params import Params
-from flows.scorer import Scored
+from flows.scorer import Scored, known_curve
 from model import drift, features, oracle, vbench
 from store.table import read_table
 
@@ -114,7 +114,7 @@ def curves_of(scored: Scored) -> dict[str, list[float | None]]:
     """Curves per frame, None where unknown."""
     curves = {**scored.curves, **{f"oracle_{name}": curve for name, curve in scored.oracle_curves.items()}}
     curves |= {name: one.curve for name, one in scored.measures.items()}
-    return {name: [float(x) if math.isfinite(x) else None for x in curve] for name, curve in curves.items()}
+    return {name: known_curve(curve) for name, curve in curves.items()}
 
 
 def segment_seconds(num_frames: int, fps: float) -> float:
@@ -146,6 +146,17 @@ def segments_of(
         row |= {name: one.value for name, one in measured[index].items()} if measured else {}
         rows.append(row)
     return rows
+
+
+def result_of(
+    clip: Row, scored: Scored, fps: float, chunk_frames: int, seconds: float, measured: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All that is written down of one clip, JSON-able: what `write_tables` and `evaluated` take a list of."""
+    return {
+        "row": row_of(clip, scored, fps, chunk_frames),
+        "curves": curves_of(scored),
+        "segments": segments_of(clip["clip_id"], scored, fps, seconds, measured),
+    }
 
 
 def mean(values: np.ndarray) -> float | None:

@@ -21,15 +21,13 @@ from flows.evaluated import (
     Evaluated,
     EvaluatedError,
     Row,
-    curves_of,
     evaluated,
     heldout,
     metric_names,
     part_shares,
     read_tables,
-    row_of,
+    result_of,
     segment_seconds,
-    segments_of,
     summarise,
     write_rows,
 )  # fmt: skip
@@ -91,11 +89,7 @@ def score_real(params: Params, clips: list[Row], watcher: Watcher | None) -> tup
                 prompt=clip["prompt"],
             )  # fmt: skip
             measured = scorer.segments(frames, fps, clip["prompt"], seconds) if scored.curves else []
-            result = {
-                "row": row_of(clip, scored, fps, chunk),
-                "curves": curves_of(scored),
-                "segments": segments_of(clip["clip_id"], scored, fps, seconds, measured),
-            }
+            result = result_of(clip, scored, fps, chunk, seconds, measured)
             look = watcher.look(frames) if watcher else None
             bar.update()
             return result, look

@@ -22,8 +22,8 @@ import pyarrow as pa
 from flows.clip_files import videos
 from flows.measures import GENERIC, PREFIX, UNDECODABLE, Metrics, Units, parse_prefix
 from flows.progress import note, progress_bar
-from flows.score_files import ClipScore, known
-from flows.scorer import Scored
+from flows.score_files import ClipScore
+from flows.scorer import Scored, known, known_curve
 from model import drift, metrics
 from store.digest import canonical_json, digest
 from store.errors import printable
@@ -189,7 +189,7 @@ def _measure_film(
     except metrics.MetricError as error:
         return found, f"{film.id}: {error}"
     for name, one in others.items():
-        found[name] = {"value": known(one.value), "curve": [known(value) for value in one.curve.tolist()]}
+        found[name] = {"value": known(one.value), "curve": known_curve(one.curve)}
     return found, None
 
 

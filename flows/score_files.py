@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from flows.console import CommandError, drafted
+from flows.scorer import known
 from model import drift
 from store.errors import printable
 
@@ -142,11 +143,6 @@ class ClipScore:
             return math.nan
         whole = q[: self.prefix_frames + count * self.chunk_frames]
         return drift.slope(drift.chunk_curve(np.nan_to_num(whole), self.prefix_frames, self.chunk_frames))
-
-
-def known(value: float | None) -> float | None:
-    """None for NaN."""
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _list(names: str | None) -> list[str]:

@@ -73,9 +73,9 @@ class Scored:
 
     def columns(self) -> dict[str, Any]:
         """The columns of the table `scores` that a measurement decides."""
-        exact = {name: _numbers(curve) for name, curve in self.oracle_curves.items()}
+        exact = {name: known_curve(curve) for name, curve in self.oracle_curves.items()}
         measures = [
-            {"name": name, "value": _number(one.value), "curve": _numbers(one.curve)}
+            {"name": name, "value": known(one.value), "curve": known_curve(one.curve)}
             for name, one in sorted(self.measures.items())
         ]
         return {
@@ -204,9 +204,11 @@ def program_of(extra: str) -> toyworld.Program | None:
         return None
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def known(value: float | None) -> float | None:
+    """None for NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _numbers(curve: np.ndarray) -> list[float | None]:
-    return [_number(value) for value in curve.tolist()]
+def known_curve(curve: np.ndarray) -> list[float | None]:
+    """A curve [T], JSON-able: None for NaN."""
+    return [known(value) for value in curve.tolist()]
