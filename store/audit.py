@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.blobs import problems
-from store.crosscheck import SEED_ROUND, catalog_findings, leftover_findings, registration_findings, registry_findings
+from store.crosscheck import (
+    SEED_ROUND,
+    catalog_findings,
+    leftover_findings,
+    prompt_findings,
+    registration_findings,
+    registry_findings,
+)
 from store.dataset import LANCE_ERRORS, dataset_uri, lance_error
 from store.errors import StoreError, few
 from store.finding import Finding, Severity
@@ -39,10 +46,16 @@ SIDE_TABLES = ("catalog", "runs", "uses")  # built from the others
 REFERENCES = {
     "rollouts": (("seed_clip_id", "seed"),),
     "scores": (("rollout_id", "rollouts"),),
-    "clips": (("rollout_id", "rollouts"), ("rollout_id", "scores"), ("seed_clip_id", "seed")),
+    "clips": (
+        ("rollout_id", "rollouts"),
+        ("rollout_id", "scores"),
+        ("rewrite_id", "rewrites"),
+        ("seed_clip_id", "seed"),
+    ),
 }
 PARENT_CHECKS = ("manifest", "unreadable", "schema", "missing table")  # that explain why a parent is not there
-_ENTITIES = ("seed", "rollouts", "clips")  # a score has the id of its rollout
+_ENTITIES = ("seed", "rollouts", "rewrites", "clips")  # a score has the id of its rollout
+_SHARED = ("rewrites",)  # rounds may have made the same
 _GROUPED = ("value", "key_first", "key_count")
 _OUTSIDE = ("file",)  # kinds of ids that no table holds: what was made elsewhere
 
@@ -71,6 +84,7 @@ def audit(
     found = _Audit(store, manifests, tables)
     found.read(decode, progress)
     found.references()
+    found.prompts()
     found.same_videos()
     if not tables or "catalog" in tables:
         found.catalog(rounds, catalog_manifest)
@@ -262,10 +276,6 @@ class _Audit:
         """Every id that a row names is there."""
         runs, models = self._known_runs()
         known = set().union(*(ids for name, ids in self.keys.items() if _base(name) in _ENTITIES), models or ())
-        for name in self.tables:
-            if _base(name) == "clips":
-                with self.readable(name):
-                    known |= set(self.store.read(name, ["rewrite_id"])["rewrite_id"].to_pylist())
         seen: dict[str, str] = {}
         for name in self.wanted:
             if name in ("runs", "catalog", "registrations"):
@@ -289,9 +299,10 @@ class _Audit:
                         self._named(name, key, rows, column, ids, self.mend("runs"))
                 if "was_derived_from" in names and models is not None:
                     targets = [target for _, target in REFERENCES.get(_base(name), ())]
-                    kinds = {one.rstrip("s"): self._parent(name, one) for one in targets if one in ("seed", "rollouts")}
+                    targets = [one for one in targets if one in _ENTITIES]
+                    kinds = {one.removesuffix("s"): self._parent(name, one) for one in targets}
                     self._named(name, key, rows, "was_derived_from", known, self.mend(name, make=True), kinds)
-            if name not in SIDE_TABLES:
+            if name not in SIDE_TABLES and _base(name) not in _SHARED:
                 for one in self.keys.get(name, ()):
                     if (other := seen.get(one)) and _base(other) == _base(name):
                         self.add("error", "duplicate", name, one, f"also in {other}", self.mend(name, make=True))
@@ -300,6 +311,14 @@ class _Audit:
             for name in SIDE_TABLES if any(_base(name) in ("seed", "clips") for name in self.tables) else ():
                 if name not in self.store.names():
                     self.add("error", "missing table", name, "", "not there", self.mend(name))
+
+    def prompts(self) -> None:
+        """Every clip has its rewrite's prompt, and that one its rollout's."""
+        tables = self.sound()
+        for name in self.wanted:
+            if name in tables and _base(name) in ("clips", "rewrites"):
+                with self.readable(name):
+                    self.findings += prompt_findings(self.store, name, tables, self.broken(), self.mend)
 
     def clips(self) -> set[str]:
         """Ids of every seed clip and corrective clip."""

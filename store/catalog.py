@@ -29,7 +29,7 @@ from store.manifest import columns_of, manifest_of
 from store.mapped import FILE as MAPPED_FILE
 from store.mapped import LEAST_ROWS, SORTED_BY, write_mapped
 from store.scan import sort_rows
-from store.schema import CATALOG, RUNS
+from store.schema import CATALOG, RUNS, table_stage
 from store.table import Manifest, content_manifest, open_table, read_table, rows_to_table
 from store.uses import uses_table
 
@@ -108,7 +108,7 @@ def _content(batches: Iterable[pa.RecordBatch]) -> str:
 
 def _made_of(tag: str, sources: Mapping[str, str] | None) -> dict[str, str]:
     """What a round's rows follow from: the content of its tables, and this code. Empty if it is not known."""
-    tables = ["seed"] if tag == SEED_ROUND else [f"clips_{tag}", f"scores_{tag}"]
+    tables = ["seed"] if tag == SEED_ROUND else [f"{base}_{tag}" for base in ("clips", "rewrites", "scores")]
     if sources is None or any(name not in sources for name in tables):
         return {}
     code = digest([columns_of(CATALOG), *(file_sha256(Path(__file__).with_name(name)) for name in _CODE)])
@@ -187,26 +187,44 @@ def _rows_of(store_dir: Path, name: str) -> pa.Table:
     if name == SEED_ROUND:
         return _as_catalog(_read(store_dir, "seed"), {"round": SEED_ROUND, "table": "seed"})
     clips, scores = _read(store_dir, f"clips_{name}"), _read(store_dir, f"scores_{name}")
-    where = pc.index_in(clips["rollout_id"], value_set=scores["rollout_id"].combine_chunks())
-    if where.null_count:
-        clip = clips.filter(pc.is_null(where)).to_pylist()[0]
-        raise StoreError(
-            f"clips_{name}: clip {clip['clip_id']} comes from {clip['rollout_id']}, which scores_{name} does not hold; "
-            f"run `dvc repro score@{name} correct@{name}`"
-        )
+    rewrites = read_table(store_dir, f"rewrites_{name}", ["rewrite_id", "verdicts"])
+    scored = _places(name, clips, "comes from", "rollout_id", scores, f"scores_{name}")
+    rewritten = _places(name, clips, "has the prompt of", "rewrite_id", rewrites, f"rewrites_{name}")
     if wrong := sorted(set(clips["round"].to_pylist()) - {name}):
         raise StoreError(f"clips_{name} holds clips of round {', '.join(wrong)}; run `dvc repro correct@{name}`")
-    scores = scores.take(where)
-    verdicts = [_verdict(one) for one in read_table(store_dir, f"clips_{name}", ["verdicts"])["verdicts"].to_pylist()]
-    clips = clips.append_column("verdict", pa.array(verdicts, pa.string()))
+    scores = scores.take(scored)
+    clips = clips.append_column("verdict", verdict_of(rewrites, f"rewrites_{name}").take(rewritten))
     for column in CATALOG.names:
         if column not in clips.column_names and column in scores.column_names:
             clips = clips.append_column(column, scores[column])
     return _as_catalog(clips, {"split": "train", "table": f"clips_{name}"})
 
 
-def _verdict(verdicts: str) -> str:
-    return ",".join(one["name"] for one in json.loads(verdicts) if not one["pass"]) or "passed"
+def _places(name: str, clips: pa.Table, says: str, column: str, parents: pa.Table, table: str) -> pa.ChunkedArray:
+    """Where the table of a round's parents has the row that each clip names. Raises StoreError if it has none."""
+    where = pc.index_in(clips[column], value_set=parents[column].combine_chunks())
+    if where.null_count:
+        clip = clips.select(["clip_id", column]).filter(pc.is_null(where)).to_pylist()[0]
+        raise StoreError(
+            f"clips_{name}: clip {clip['clip_id']} {says} {clip[column]}, which {table} does not hold; "
+            f"run `dvc repro {table_stage(table)} correct@{name}`"
+        )
+    return where
+
+
+def verdict_of(rewrites: pa.Table, name: str) -> pa.Array:
+    """A rewrite's checks as the catalog tells them: `passed`, or the names of those that failed, in order."""
+    found = []
+    for one in rewrites.select(["rewrite_id", "verdicts"]).to_pylist():
+        try:
+            failed = [check["name"] for check in json.loads(one["verdicts"]) if not check["pass"]]
+            found.append(",".join(failed) or "passed")
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"{name}: verdicts of {one['rewrite_id']} are no JSON list of {{name, pass, detail}} ({error!r}); "
+                f"got {one['verdicts'][:80]!r}"
+            ) from error
+    return pa.array(found, pa.string())
 
 
 def _read(store_dir: Path, name: str) -> pa.Table:

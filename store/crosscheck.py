@@ -1,4 +1,4 @@
-"""The audit of what was built from the tables: the catalog with its tags, and what a crash left beside.
+"""The audit of what was built from the tables: prompts, the catalog with its tags, and what a crash left beside.
 
 Notable: the catalog is compared with the tables value by value, one table at a time, by the columns they share; so it
 is known to be what building it anew would give, without building it.
@@ -6,28 +6,77 @@ is known to be what building it anew would give, without building it.
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.catalog import SEED_ROUND
+from store.catalog import SEED_ROUND, verdict_of
 from store.dataset import STAGING
 from store.errors import StoreError, few
 from store.finding import Finding
 from store.manifest import manifest_of, read_manifest
 from store.query import equals
 from store.remote import is_remote
-from store.schema import CATALOG, CLIPS, REGISTRY_CATALOG, SCORES, table_schema
+from store.schema import CATALOG, CLIPS, REGISTRY_CATALOG, SCORES, table_schema, table_stage
 from store.table import content_manifest
 
 if TYPE_CHECKING:
     from store.database import Store
 
 REPAIR = "dvc repro catalog"
+# What a clip repeats of its rewrite, and what is the same in every round that has a rewrite.
+_OF_REWRITE = ("prompt", "source_prompt", "rewriter_kind", "reversal_class", "marker_style")
+_REWRITE = (*_OF_REWRITE, "rewriter_version", "raw_output", "verdicts")
 _OF_SCORES = [one for one in CATALOG.names if one in SCORES.names and one not in CLIPS.names]
+
+
+def prompt_findings(
+    store: "Store", name: str, tables: Sequence[str], broken: Mapping[str, str], mend: Callable[[str, bool], str]
+) -> Iterator[Finding]:
+    """A table of clips against their rewrites and rollouts, or one of rewrites against those of the rounds before.
+
+    tables: those that can be read; broken: damaged tables with their repair; mend: (table, make it anew) -> command.
+    In a registry a rewrite may have several rows, and a clip is right if it says what one of them does.
+    """
+    base, _, k = name.partition("_")
+    repair = broken.get(name, mend(name, True))
+    if base == "clips":
+        rewrites, rollouts = (f"{one}_{k}" if k else one for one in ("rewrites", "rollouts"))
+        clips = store.read(name, ["clip_id", "rollout_id", "rewrite_id", *_OF_REWRITE])
+        if rewrites in tables:
+            made = store.read(rewrites, ["rewrite_id", *_OF_REWRITE])
+            words = f"differs from that of their rewrites in {rewrites}"
+            yield from _unlike(name, clips, made, "rewrite_id", _OF_REWRITE, words, broken.get(rewrites, repair))
+        if rollouts in tables:
+            said = store.read(rollouts, ["rollout_id", "prompt"]).rename_columns(["rollout_id", "source_prompt"])
+            words = f"differs from the prompt of their rollouts in {rollouts}"
+            if k and name not in broken:  # it is another text that was rewritten
+                repair = f"dvc repro {table_stage(rewrites)} {table_stage(name)}"
+            repair = broken.get(rollouts, repair)
+            yield from _unlike(name, clips, said, "rollout_id", ["source_prompt"], words, repair)
+        return
+    mine = store.read(name, ["rewrite_id", *_REWRITE])
+    for other in [one for one in tables if k and one.startswith("rewrites_")]:
+        if int(other.rpartition("_r")[2]) < int(k[1:]):
+            theirs = store.read(other, ["rewrite_id", *_REWRITE])
+            words = f"differs from that of the same rewrites in {other}"
+            yield from _unlike(name, mine, theirs, "rewrite_id", _REWRITE, words, broken.get(other, repair))
+
+
+def _unlike(
+    name: str, rows: pa.Table, parents: pa.Table, by: str, columns: Sequence[str], words: str, repair: str
+) -> Iterator[Finding]:
+    """Rows whose parents, by the id in `by`, are there and say something else."""
+    own, named, there = rows.column_names[0], rows[by].to_pylist(), parents[by].to_pylist()
+    known = set(there)
+    for column in columns:
+        said = set(zip(there, parents[column].to_pylist(), strict=True))
+        values = zip(rows[own].to_pylist(), named, rows[column].to_pylist(), strict=True)
+        if wrong := [one for one, parent, value in values if parent in known and (parent, value) not in said]:
+            yield Finding("error", "prompt", name, wrong[0], f"{column} of {len(wrong)} rows {words}", repair)
 
 
 def catalog_findings(
@@ -131,7 +180,7 @@ def _same_rows(
     if registry:  # the same clip may come of two runs
         shared = [one for one in shared if not one.startswith("was_")]
     value = {"seed": "seed", "clips": "corrective"}[name] if registry else name
-    columns = dict.fromkeys(["clip_id", "rollout_id", *shared, *_OF_SCORES])
+    columns = dict.fromkeys(["clip_id", "rollout_id", "rewrite_id", *shared, *_OF_SCORES, "verdict"])
     rows = store.read("catalog", list(columns), where=f"{by} = '{value}'")
     clips = store.read(name, ["clip_id", *shared])
     there, listed = clips["clip_id"].combine_chunks(), rows["clip_id"].combine_chunks()
@@ -144,12 +193,30 @@ def _same_rows(
         yield Finding("error", "catalog", "catalog", strange[0], words, repair)
     rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
     yield from _differences(rows, clips.take(where), shared, name, repair)
-    scores = name.replace("clips", "scores")
-    if scores != name and not registry and scores in tables:
+    if name == "seed" or registry:
+        return
+    scores, rewrites = (name.replace("clips", one) for one in ("scores", "rewrites"))
+    if scores in tables:
         measured = store.read(scores, ["rollout_id", *_OF_SCORES])
-        where = pc.index_in(rows["rollout_id"].combine_chunks(), measured["rollout_id"].combine_chunks())
-        rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
-        yield from _differences(rows, measured.take(where), _OF_SCORES, scores, broken.get(scores, repair))
+        yield from _joined(rows, measured, "rollout_id", _OF_SCORES, scores, broken.get(scores, repair))
+    if rewrites in tables:
+        made = store.read(rewrites, ["rewrite_id", "verdicts"])
+        try:
+            made = made.append_column("verdict", verdict_of(made, rewrites))
+        except StoreError as error:
+            mend = broken.get(rewrites, f"dvc repro {table_stage(rewrites)}")
+            yield Finding("error", "prompt", rewrites, "", str(error), mend)
+            return
+        yield from _joined(rows, made, "rewrite_id", ["verdict"], rewrites, broken.get(rewrites, repair))
+
+
+def _joined(
+    rows: pa.Table, parents: pa.Table, by: str, columns: Sequence[str], name: str, repair: str
+) -> Iterator[Finding]:
+    """The catalog's rows against those of another table that they name."""
+    where = pc.index_in(rows[by].combine_chunks(), parents[by].combine_chunks())
+    rows, where = rows.filter(pc.is_valid(where)), where.drop_null()
+    yield from _differences(rows, parents.take(where), columns, name, repair)
 
 
 def _differences(rows: pa.Table, truth: pa.Table, columns: Sequence[str], name: str, repair: str) -> Iterator[Finding]:

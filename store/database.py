@@ -27,7 +27,7 @@ from store.remote import NoTable, is_remote
 from store.schema import REGISTRY_CATALOG, table_schema
 from store.table import open_table, read_table, table_names
 
-REGISTRY_TABLES = ("seed", "rollouts", "scores", "clips", "catalog", "runs", "uses")
+REGISTRY_TABLES = ("seed", "rollouts", "rewrites", "scores", "clips", "catalog", "runs", "uses")
 
 
 class Store:

@@ -144,6 +144,8 @@ class _Forwards:
             found.append(self._group(group, "rollout", "rollouts", rollouts))
         if kind == "rollout" and (clips := self.graph.ids_among("clips", "rollout_id", ids)):
             found.append(self._group(group, "clip", "corrective clips", clips))
+        if kind == "rewrite" and (clips := self.graph.ids_among("clips", "rewrite_id", ids)):
+            found.append(self._group(group, "clip", "corrective clips", clips))
         if kind in ("seed", "clip"):
             found += self._trainings(group, ids)
         return found
@@ -188,6 +190,7 @@ class _Forwards:
         for kind, of in (
             ("seed", "seed clips"),
             ("rollout", "rollouts"),
+            ("rewrite", "rewrites"),
             ("score", "scores"),
             ("clip", "corrective clips"),
         ):

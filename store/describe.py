@@ -7,6 +7,7 @@ from store.schema import REGISTRATIONS, REGISTRY_CATALOG, table_schema
 TABLES = {
     "seed": "One row is a seed clip, a real video. Written by stage `seed`.",
     "rollouts": "One row is what a model generated, in generation order. `rollouts_rK`, by stage `rollout@rK`.",
+    "rewrites": "One row is how a prompt became that of a reversed clip. `rewrites_rK`, by stage `rewrite@rK`.",
     "scores": "One row is what was measured on a rollout. `scores_rK`, by stage `score@rK`.",
     "clips": "One row is a corrective clip: a rollout played backwards. `clips_rK`, by stage `correct@rK`.",
     "catalog": "One row is a clip of either kind, without its blobs. By stage `catalog`, one tag a round.",
@@ -16,8 +17,9 @@ TABLES = {
 
 REGISTRY = """### In a registry
 
-`catalog` has two columns more, and its key is `entry_id`; `scores` is keyed by `rollout_id` and `was_generated_by`;
-`use_id` ends with the model. Table `registrations` has a row for each round of each experiment.
+`catalog` has two columns more, and its key is `entry_id`; `scores` is keyed by `rollout_id` and `was_generated_by`,
+`rewrites` by `rewrite_id` and `was_generated_by`; `use_id` ends with the model. Table `registrations` has a row for
+each round of each experiment.
 
 """
 

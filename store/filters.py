@@ -25,7 +25,12 @@ KINDS = ("corrective", "seed", "all")
 REVERSAL_CLASSES = ("invariant", "equivariant", "novel", "irreversible", "unknown")
 PASSED = "passed"
 PART_NAMES = tuple(name for directions in DRIFT_PARTS.values() for name in directions if name)  # freezing, blurring …
-_MADE = {"rollout": "rollouts", "score": "scores"}  # stage -> the tables whose rows its runs made
+# Stage -> the tables whose rows its runs made, by which a clip names them.
+_MADE = {
+    "rollout": ("rollouts", "rollout_id"),
+    "score": ("scores", "rollout_id"),
+    "rewrite": ("rewrites", "rewrite_id"),
+}
 
 Values = str | Sequence[str]
 
@@ -36,7 +41,8 @@ class Filters(TypedDict, total=False):
     round, kind, run, part, reversal_class, verdict and experiment take one value or several, any of which will do.
 
     round: of these rounds. kind: corrective, seed or all; left out, it is corrective, for round r0 seed, and with
-    `run` all. run: clips that this run made, whose rollouts or scores it made, or that it mixed or trained on.
+    `run` all. run: clips that this run made, whose rollouts, rewrites or scores it made, or that it mixed or
+    trained on.
     drift: (lowest, highest), both included, None for an open end. part: this moved, in this direction, whatever else
     did: freezing, over-saturating … (PART_NAMES), or none. `where="drift_part = 'freezing'"` asks for what moved most.
     text: the prompt has all these words. reversal_class: see REVERSAL_CLASSES. verdict: "passed", or the name of a
@@ -202,7 +208,7 @@ def _moved(names: Sequence[str]) -> Condition:
 
 
 def _of_run(store: "Store", run_id: str) -> Condition:
-    """Clips that a run made, whose rollouts or scores it made, or that it mixed or trained on."""
+    """Clips that a run made, whose rollouts, rewrites or scores it made, or that it mixed or trained on."""
     columns = ["run_id", "stage", "round", "used", "generated"]
     found = store.read("runs", columns, equals("run_id", run_id)).to_pylist() if store.has("runs") else []
     if not found:
@@ -215,9 +221,10 @@ def _of_run(store: "Store", run_id: str) -> Condition:
     if run["stage"] in ("seed", "correct"):
         return col("was_generated_by") == run_id
     if run["stage"] in _MADE:
-        base = _MADE[run["stage"]]
+        base, key = _MADE[run["stage"]]
         name = base if store.is_registry else f"{base}_{run['round']}"
-        return col("rollout_id").is_in(_ids(store, name, "rollout_id", equals("was_generated_by", run_id)))
+        made = col(key).is_in(_ids(store, name, key, equals("was_generated_by", run_id)))
+        return made & (col("round") == run["round"])  # another round may have made the same rewrite
     if run["stage"] in ("mix", "train"):
         plans = [one for one in [*run["used"], *run["generated"]] if one.startswith("plan-")]
         rows = render(col("plan_id").is_in(plans), store.open("uses").schema)
@@ -237,7 +244,7 @@ def _verdict(store: "Store", wanted: Sequence[str]) -> Condition:
         # A check that no rewrite failed is in no verdict.
         names = {
             check["name"]
-            for name in store.tables("clips")
+            for name in store.tables("rewrites")
             for verdicts in store.read(name, ["verdicts"])["verdicts"].unique().to_pylist()
             for check in json.loads(verdicts)
         }

@@ -6,7 +6,8 @@
 
 Notable: `store.lineage` walks it backwards, `store.descendants` forwards, `store.provenance` writes it down. One thing
 is one filtered scan of a table, made when it is asked for and kept; only the runs' ids are read as a whole. Files,
-rewrites, models, plans and tables have no table of their own: they are known from the rows that name them.
+models, plans and tables have no table of their own: they are known from the rows that name them. A rewrite may stand
+in the tables of several rounds, which differ in nothing but the run that made it.
 """
 
 import json
@@ -24,22 +25,21 @@ from store.catalog import JSON_COLUMNS, SEED_ROUND, catalog_rounds
 from store.digest import ID_DIGITS
 from store.query import equals, plain_rows
 from store.scan import scan
-from store.schema import table_schema
+from store.schema import REWRITES, table_schema
 
 if TYPE_CHECKING:
     from store.database import Store
 
 Node = dict[str, Any]
 
-_REWRITE = ("rewriter_kind", "rewriter_version", "reversal_class", "marker_style", "fallback_from", "source_prompt",
-            "prompt", "raw_output", "verdicts", "attempts")  # fmt: skip
+_REWRITE = tuple(one for one in REWRITES.names if one != "rewrite_id" and not one.startswith("was_"))
 _VIDEO = ("fps", "num_frames", "height", "width", "video_sha256", "vae_digest")
 _CLIP = ("kind", "round", "prompt", *_VIDEO)
 _SEED = ("kind", "split", "prompt", "source_path", "source_sha256", "license", "extra", *_VIDEO)
 _ROLLOUT = ("round", "prompt", "settings", "rng_name", "prefix_frames", "prefix_latents", "chunk_latents", *_VIDEO)
 _RUN = ("stage", "round", "git_commit", "device", "host", "started_at_time", "ended_at_time", "seconds",
         "flow_run_id", "params")  # fmt: skip
-_JSON = {"settings", "verdicts", "extra", *JSON_COLUMNS}
+_JSON = {"settings", "spans", "verdicts", "attempts", "sampling", "extra", *JSON_COLUMNS}
 _ROUND = re.compile(r"(?:(?P<experiment>.+)/)?(?P<round>r[0-9]+)")
 _FEW = 8  # things that are looked for one by one
 SCORE = "/score"  # ending of a score's id, which is its rollout's otherwise
@@ -48,6 +48,7 @@ ROWS = {
     "seed": ("seed", "clip_id"),
     "clip": ("clips", "clip_id"),
     "rollout": ("rollouts", "rollout_id"),
+    "rewrite": ("rewrites", "rewrite_id"),
     "score": ("scores", "rollout_id"),
 }
 
@@ -79,6 +80,7 @@ class Graph:
         self._run_rows: dict[str, Node] = {}
         self._firsts: dict[tuple[str, str], Node | None] = {}
         self._owners: dict[str, list[str]] = {}
+        self._rewriters: dict[str, list[str]] = {}
 
     # Things.
 
@@ -154,11 +156,9 @@ class Graph:
         return Thing(thing_id, "score", {key: value for key, value in row.items() if key not in hidden}, row)
 
     def _rewrite(self, thing_id: str) -> Thing | None:
-        entry = self.first("catalog", equals("rewrite_id", thing_id))
-        if entry is None:
-            return None
-        clip = self.find(entry["clip_id"])
-        return Thing(thing_id, "rewrite", _pick(clip.row if clip else entry, _REWRITE))
+        row = self._first_in(self.store.tables("rewrites"), equals("rewrite_id", thing_id))
+        row = row or self.first("catalog", equals("rewrite_id", thing_id))
+        return Thing(thing_id, "rewrite", _pick(row, _REWRITE), row) if row else None
 
     def _file(self, thing_id: str) -> Thing | None:
         row = self.first("seed", derived_from(thing_id)) if "seed" in self.tables else None
@@ -209,6 +209,20 @@ class Graph:
         return Thing(thing_id, "round", {"kind": kind, "clips": count}, {"round": name, "experiment": experiment})
 
     # Records that connect.
+
+    def rewriters(self, rewrite_id: str) -> list[str]:
+        """The runs that made a rewrite, one in each round that has it, in order."""
+        if rewrite_id not in self._rewriters:
+            self._rewritten([rewrite_id])
+        return self._rewriters[rewrite_id]
+
+    def _rewritten(self, rewrite_ids: Sequence[str]) -> None:
+        runs: dict[str, list[str]] = {one: [] for one in rewrite_ids}
+        for name in self.store.tables("rewrites"):
+            found = self.among(name, "rewrite_id", rewrite_ids, ["rewrite_id", "was_generated_by"])
+            for row in found.sort_by("was_generated_by").to_pylist():
+                runs[row["rewrite_id"]].append(row["was_generated_by"])
+        self._rewriters |= {one: list(dict.fromkeys(made)) for one, made in runs.items()}
 
     def used(self, run_id: str) -> list[str]:
         """Ids of what a run read."""
@@ -336,7 +350,9 @@ class Graph:
                 for name in self.store.tables("scores"):
                     self._load(name, "rollout_id", [one.removesuffix(SCORE) for one in wanted])
             case "rewrite":
-                self._load("catalog", "rewrite_id", wanted)
+                for name in self.store.tables("rewrites"):
+                    self._load(name, "rewrite_id", wanted)
+                self._rewritten(wanted)
             case "use" if "uses" in self.tables:
                 self._load("uses", "use_id", wanted)
         if kind in ("seed", "clip") and self.store.is_registry:

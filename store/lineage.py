@@ -3,7 +3,7 @@
     clip -> rollout -> seed clip -> file, run               a run is the stage run that made its child
                     -> model -> plan -> round r1 -> model of the round before -> plan -> ...
                              -> model it started from
-         -> rewrite
+         -> rewrite -> run
 
 Notable: a training mixture is told by round, with counts, and as one group of its uses of clips, not clip by clip. What
 was told once is not told again: later mentions are marked `repeated`. Only a run that was asked for tells what it used;
@@ -81,7 +81,9 @@ def parents(graph: Graph, thing: Thing, is_root: bool = True) -> list[Thing]:
             return [graph.thing(one, kind) for kind, one in round_makers(graph, thing.id)]
         case "run":
             return [graph.thing(one, one.partition("-")[0]) for one in graph.used(thing.id)] if is_root else []
-        case "rewrite" | "file" | "group":
+        case "rewrite":
+            return [graph.thing(one, "run") for one in graph.rewriters(thing.id)]
+        case "file" | "group":
             return []
     return makers
 
@@ -135,11 +137,12 @@ def beginning_with(graph: Graph, text: str, limit: int) -> list[str]:
 def _sample(graph: Graph, kind: str, text: str, limit: int) -> list[str]:
     """Ids of a type, those that begin with `text`."""
     found: set[str] = set()
-    if kind in ROWS:
+    if kind == "rewrite":  # one may stand in several rows
+        for name in graph.store.tables("rewrites"):
+            found |= _column(graph, name, "rewrite_id", text, limit)
+    elif kind in ROWS:
         base, key = ROWS[kind]
         found |= set(graph.ids(base, starts(key, text), limit))
-    elif kind == "rewrite":
-        found |= _column(graph, "catalog", "rewrite_id", text, limit)
     elif kind == "file" and "seed" in graph.tables:
         rows = graph.rows("seed", starts("source_sha256", text.partition("-")[2]), ["was_derived_from"], limit)
         found |= {one for row in rows for one in row["was_derived_from"]}
@@ -166,7 +169,7 @@ def _column(graph: Graph, table: str, column: str, text: str, limit: int) -> set
 def _nearest(graph: Graph, any_id: str) -> list[str]:
     """Known ids that look like this one: those that begin so, or share its first digits, or are spelt nearly so."""
     kind, dash, digits = any_id.partition("-")
-    kinds = [kind] if kind in (*ROWS, "rewrite", "file", "model", "plan", "run", "table") else [*ROWS, "model", "run"]
+    kinds = [kind] if kind in (*ROWS, "file", "model", "plan", "run", "table") else [*ROWS, "model", "run"]
     for length in range(len(digits), -1, -1) if len(digits) < 80 and dash else ():
         if found := beginning_with(graph, f"{kind}-{digits[:length]}", _NEAR):
             return found[:_NEAR]

@@ -5,7 +5,8 @@ Notable:
   time. A new schema version is one more function.
 - Ids stay as they are, and so does what run records say of inputs and outputs: it is what was true then.
 - One table at a time, each placed by one rename with its manifest after it; killed anywhere, the same call goes on
-  where it stopped, and once all is done it does nothing.
+  where it stopped, and once all is done it does nothing. What a table gives to a new one is placed before the table
+  itself, which has it until then.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ import pyarrow as pa
 
 from store.catalog import SEED_ROUND, build_catalog
 from store.dataset import LANCE_ERRORS, lance_error, open_dataset, place, staged, write_fresh
-from store.digest import id_of
+from store.digest import canonical_json, id_of
 from store.errors import StoreError
 from store.manifest import OlderError, Tally, read_manifest, write_manifest
 from store.schema import LOOK_SIZE, NO_PART, SCHEMA_VERSION, VERSION_KEY, WORDS_SIZE, table_schema
-from store.table import content_manifest, table_names
+from store.table import content_manifest, rows_to_table, table_names
 
 BATCH_ROWS = 16
 _BUILT = ("catalog", "runs", "uses")
@@ -38,7 +39,7 @@ _IDS = pa.list_(pa.string())
 
 @dataclass(frozen=True)
 class Migrated:
-    """One table, or the run records, that was brought up, or with dry_run would be."""
+    """One table, or the run records, that was brought up, or with dry_run would be. New tables are not told."""
 
     name: str
     version: int  # before
@@ -138,6 +139,7 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
     before = (_Tally1 if version == 1 else Tally)(name, dataset.schema, version)
     tally = Tally(name, schema)
     failed: list[StoreError] = []
+    rewrites: dict[str, dict[str, Any]] = {}
 
     def batches() -> Iterator[pa.RecordBatch]:
         columns = dataset.schema.names
@@ -146,6 +148,8 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
             table = pa.Table.from_batches([batch])
             for step in range(version, SCHEMA_VERSION):
                 try:
+                    if step == 3 and name.startswith("clips_"):
+                        rewrites.update(_rewrites_4(table, rewrites))
                     table = STEPS[step](name, table)
                 except StoreError as error:
                     failed.append(error)
@@ -166,6 +170,27 @@ def _rewrite(store_dir: Path, path: Path, name: str, advance: Callable[[int], No
         if told is not None and told["schema_version"] == version and told["digest"] != before.manifest().digest:
             mend = f"dvc checkout --force {store_dir}/{name}.lance {path}"
             raise StoreError(f"table {name} is not what its manifest {path} says; run `{mend}`, then `bagger migrate`")
+        if name.startswith("clips_") and version <= 3:
+            beside = name.replace("clips_", "rewrites_")
+            _add(store_dir, path.with_name(f"{beside}.json"), beside, rewrites)
+        path.unlink(missing_ok=True)
+        place(staging, store_dir, name)
+    write_manifest(tally.manifest(), path)
+
+
+def _add(store_dir: Path, path: Path, name: str, rows: Mapping[str, dict[str, Any]]) -> None:
+    """A sealed table that the older schema did not have, then its manifest; not if a killed call has placed it."""
+    schema, key = table_schema(name)
+    if name in table_names(store_dir):
+        there = set(_open(store_dir, name).to_table(columns=[key])[key].to_pylist())
+        if rows.keys() <= there:
+            if not _has_manifest(path):
+                write_manifest(content_manifest(store_dir, name), path)
+            return
+    tally = Tally(name, schema)
+    with staged(store_dir, name) as staging:
+        table = rows_to_table([rows[one] for one in sorted(rows)], schema, key, name)
+        write_fresh(tally.over(table.to_batches(4096)), schema, staging)
         path.unlink(missing_ok=True)
         place(staging, store_dir, name)
     write_manifest(tally.manifest(), path)
@@ -282,9 +307,46 @@ def _moved_3(parts: Mapping[str, float]) -> list[str]:
     return [_PARTS_3[part][parts[part] > 0] for part in sorted(beyond, key=lambda part: -abs(parts[part]))]
 
 
+# -------------------------------------------------------------------------------------- 3 to 4: rewrites of their own
+
+_MOVED_4 = ("rewriter_version", "fallback_from", "raw_output", "verdicts", "attempts")
+
+
+def _to_4(name: str, table: pa.Table) -> pa.Table:
+    """Clips, without what is now told by their rewrites."""
+    return table.drop_columns(list(_MOVED_4)) if name.startswith("clips_") else table
+
+
+def _rewrites_4(clips: pa.Table, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rewrites, by id, of clips of schema 3 that are not known yet. Why, and other attempts, nobody wrote down."""
+    columns = ["rewrite_id", "prompt", "source_prompt", "reversal_class", "marker_style", "rewriter_kind", *_MOVED_4]
+    found: dict[str, dict[str, Any]] = {}
+    for row in clips.select([*columns, "was_generated_by"]).to_pylist():
+        if row["rewrite_id"] in known or row["rewrite_id"] in found:
+            continue
+        try:
+            verdicts = [{"name": one["name"], "pass": one["pass"], "detail": ""} for one in json.loads(row["verdicts"])]
+            text = canonical_json(verdicts)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"rewrite {row['rewrite_id']}: its verdicts are no JSON list of {{name, pass}}; got "
+                f"{row['verdicts'][:80]!r}; `dvc checkout --force` brings back what was sealed"
+            ) from error
+        attempt = {
+            "rewriter": row["rewriter_kind"], "request_digest": None, "raw_output": row["raw_output"], "error": None,
+            "verdicts": verdicts, "sampling": None, "tokens": None,
+        }  # fmt: skip
+        told = {
+            "reasons": [], "spans": "[]", "verdicts": text, "num_attempts": row["attempts"],
+            "attempts": canonical_json([attempt]), "was_derived_from": [],
+        }  # fmt: skip
+        found[row["rewrite_id"]] = row | told
+    return found
+
+
 # Version -> the function that makes a sealed table's rows those of the next one. Columns that are new and may be null
 # are added afterwards.
-STEPS: dict[int, Callable[[str, pa.Table], pa.Table]] = {1: _to_2, 2: _to_3}
+STEPS: dict[int, Callable[[str, pa.Table], pa.Table]] = {1: _to_2, 2: _to_3, 3: _to_4}
 
 
 # ----------------------------------------------------------------------------------------------- catalog and records

@@ -10,8 +10,9 @@ Notable:
   unenforced primary key and merges use no index (with neither, Lance doubles rows silently), and a table is created by
   a commit that fails where there is one already (two plain creations at once lose the rows of the first).
 - Ids say what a row was made of, so a row that is there is not written again. Where one id can mean two facts the key
-  tells them apart: a score by its run, a training use by its model. Of what no id holds (a licence, a score by changed
-  code) the later registration counts; the drift that an experiment measured also stands in its own catalog entries.
+  tells them apart: a score and a rewrite by their runs, a training use by its model. Of what no id holds (a licence, a
+  score by changed code) the later registration counts; the drift that an experiment measured also stands in its own
+  catalog entries.
 - Tables with blobs are never compacted, which would copy every video; catalog and registrations are.
 - Table `registrations` records what was registered when, of which commit, and keeps two registrations of one name
   from mixing: the first claims the round.
@@ -38,7 +39,7 @@ from store.errors import StoreError, few, nearest
 from store.manifest import columns_of, manifest_of
 from store.query import equals
 from store.remote import NoTable, check_remote, is_remote, storage_options
-from store.schema import CLIPS, REGISTRATIONS, REGISTRY_CATALOG, ROLLOUTS, RUNS, SCORES, SEED, USES
+from store.schema import CLIPS, REGISTRATIONS, REGISTRY_CATALOG, REWRITES, ROLLOUTS, RUNS, SCORES, SEED, USES
 from store.table import row_offsets
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ _CONFLICT = re.compile("commit conflict|concurrent|preempted", re.IGNORECASE)
 TABLES: dict[str, tuple[pa.Schema, list[str]]] = {
     "seed": (SEED, ["clip_id"]),
     "rollouts": (ROLLOUTS, ["rollout_id"]),
+    "rewrites": (REWRITES, ["rewrite_id", "was_generated_by"]),
     "scores": (SCORES, ["rollout_id", "was_generated_by"]),
     "clips": (CLIPS, ["clip_id"]),
     "runs": (RUNS, ["run_id"]),
@@ -70,7 +72,8 @@ _COMPARED = {
     "seed": ["video_sha256", "license", "extra"],
     "rollouts": ["video_sha256"],
     "scores": ["scorer", "drift", "gates"],
-    "clips": ["video_sha256", "verdicts"],
+    "rewrites": ["prompt", "reversal_class", "marker_style", "verdicts"],
+    "clips": ["video_sha256", "reversal_class", "marker_style"],
 }
 
 
@@ -329,7 +332,7 @@ def _pieces(store: "Store", names: Sequence[str], uri: str | Path) -> list[_Piec
     rounds = [name for name in names if name != SEED_ROUND]
     sources = [
         ("seed", "seed"),
-        *((base, f"{base}_{name}") for base in ("rollouts", "scores", "clips") for name in rounds),
+        *((base, f"{base}_{name}") for base in ("rollouts", "rewrites", "scores", "clips") for name in rounds),
     ]
     known = {base: _known(uri, base) for base in dict(sources)}
     pieces = [_missing(store, source, base, uri, known[base]) for base, source in sources]

@@ -12,7 +12,7 @@ import re
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 VERSION_KEY = b"bagger.schema_version"
 
 LOOK_SIZE = 96  # of the embeddings in store/embedding.py
@@ -32,6 +32,11 @@ def _schema(*fields: pa.Field) -> pa.Schema:
 _GENERATED = _field("was_generated_by", _text, "PROV: the activity, a run_id of table runs")
 _DERIVED = _field("was_derived_from", pa.list_(_text), "PROV: ids of the entities that this one was made of")
 _PROMPT = _field("prompt", _text, "caption of the video as it plays")
+_REVERSAL = _field(
+    "reversal_class", _text, "invariant, equivariant, novel or irreversible; unknown in rows of older schemas"
+)
+_MARKER = _field("marker_style", _text, "prefix, inverted or none")
+_REWRITER = _field("rewriter_kind", _text, "override, toy-grammar, llm, rules or prefix")
 _SHAPE = [
     _field("fps", pa.float64(), "frames per second"),
     _field("num_frames", _count, "pixel frames"),
@@ -175,6 +180,41 @@ SCORES = _schema(
     _GENERATED,
 )
 
+REWRITES = _schema(
+    _field("rewrite_id", _text, "rewrite-…"),
+    _field("prompt", _text, "caption of the clip as it plays backwards"),
+    _field("source_prompt", _text, "prompt of the rollout, before rewriting"),
+    _REVERSAL,
+    _field("reasons", pa.list_(_text), "why that class, a sentence each"),
+    _MARKER,
+    _REWRITER,
+    _field("rewriter_version", _text, "version of the rewriter; of an override the digest of its entry"),
+    _field("fallback_from", _text, "rewriters that gave up before, in order, separated by commas", null=True),
+    _field("spans", _text, "JSON list of {source, target, kind}: what was changed"),
+    _field("verdicts", _text, "JSON list of {name, pass, detail}, in the order they were reached"),
+    _field("num_attempts", _count, "rewriting attempts"),
+    _field(
+        "attempts",
+        _text,
+        "JSON list of every attempt: rewriter, request_digest, raw_output, error, verdicts, sampling, tokens",
+    ),
+    _field("raw_output", _text, "what the rewriter answered, unedited"),
+    _field("model_id", _text, "the language model, as named in params", null=True),
+    _field("model_revision", _text, "commit or weight digest of the model, or what the endpoint says it serves", True),
+    _field("endpoint_kind", _text, "openai or transformers", null=True),
+    _field("template_digest", _text, "sha256 of the instruction template", null=True),
+    _field("schema_digest", _text, "sha256 of the JSON schema of answers", null=True),
+    _field("sampling", _text, "JSON of temperature, top_p, max_tokens", null=True),
+    _field("seed", pa.int64(), "seed of the accepted answer", null=True),
+    _field("request_digest", _text, "sha256 of the canonical request whose answer was accepted", null=True),
+    _field("input_tokens", _count, "of all attempts", null=True),
+    _field("output_tokens", _count, "of all attempts", null=True),
+    _field("seconds", pa.float64(), "time of all requests", null=True),
+    _field("author", _text, "of an override: who made it", null=True),
+    _field("was_derived_from", pa.list_(_text), "PROV: empty, a rewrite is made of a text"),
+    _GENERATED,
+)
+
 CLIPS = _schema(
     _field("clip_id", _text, "clip-…"),
     _field("kind", _text, "corrective"),
@@ -185,14 +225,9 @@ CLIPS = _schema(
     _PROMPT,
     _field("source_prompt", _text, "prompt of the rollout, before rewriting"),
     _field("rewrite_id", _text, "rewrite-…"),
-    _field("rewriter_kind", _text, "toy-grammar, prefix …"),
-    _field("rewriter_version", _text, "version of the rewriter"),
-    _field("reversal_class", _text, "invariant, equivariant, novel, irreversible or unknown"),
-    _field("marker_style", _text, "prefix, inverted or none"),
-    _field("fallback_from", _text, "the rewriter that gave up, if one did", null=True),
-    _field("raw_output", _text, "what the rewriter answered, unedited"),
-    _field("verdicts", _text, "JSON list of {name, pass}"),
-    _field("attempts", _count, "rewriting attempts"),
+    _REWRITER,
+    _REVERSAL,
+    _MARKER,
     *_SHAPE,
     *_VIDEO,
     *_EMBEDDINGS,
@@ -283,7 +318,12 @@ REGISTRATIONS = _schema(
     _field("manifests", _text, "JSON of the sealed tables' content digests, by table"),
 )
 
-_ROUND_TABLES = {"rollouts": (ROLLOUTS, "rollout_id"), "scores": (SCORES, "rollout_id"), "clips": (CLIPS, "clip_id")}
+_ROUND_TABLES = {
+    "rollouts": (ROLLOUTS, "rollout_id"),
+    "rewrites": (REWRITES, "rewrite_id"),
+    "scores": (SCORES, "rollout_id"),
+    "clips": (CLIPS, "clip_id"),
+}
 _TABLES = {
     "seed": (SEED, "clip_id"),
     "catalog": (CATALOG, "clip_id"),
@@ -292,8 +332,8 @@ _TABLES = {
     **_ROUND_TABLES,
 }
 _STAGES = {"seed": "seed", "catalog": "catalog", "runs": "catalog", "uses": "catalog"}
-_ROUND_STAGES = {"rollouts": "rollout", "scores": "score", "clips": "correct"}
-_NAME = re.compile(r"(?P<base>rollouts|scores|clips)_(?P<round>r[1-9][0-9]*)")
+_ROUND_STAGES = {"rollouts": "rollout", "rewrites": "rewrite", "scores": "score", "clips": "correct"}
+_NAME = re.compile(r"(?P<base>rollouts|rewrites|scores|clips)_(?P<round>r[1-9][0-9]*)")
 
 
 def table_schema(name: str) -> tuple[pa.Schema, str]:
@@ -302,7 +342,8 @@ def table_schema(name: str) -> tuple[pa.Schema, str]:
         return _ROUND_TABLES[match["base"]]
     if name in _TABLES:
         return _TABLES[name]
-    raise ValueError(f"no table is called {name!r}; known: seed, rollouts_rK, scores_rK, clips_rK, catalog, runs, uses")
+    known = "seed, rollouts_rK, rewrites_rK, scores_rK, clips_rK, catalog, runs, uses"
+    raise ValueError(f"no table is called {name!r}; known: {known}")
 
 
 def table_stage(name: str) -> str | None:

@@ -22,10 +22,15 @@ _HIDDEN = ("id", "type", "parents", "children", "repeated")
 # What only the thing that was asked for shows in a terminal; JSON has it for all.
 _DETAIL = re.compile(
     "params|flow_run_id|ended_at_time|seconds|device|host|fps|height|width|num_frames|prefix_frames|prefix_latents"
-    "|rng_name|extra|raw_output|attempts|.*_sha256|vae_digest|digest|was_generated_by|plan_id|clip_id"
+    "|rng_name|extra|.*_sha256|vae_digest|digest|was_generated_by|plan_id|clip_id"
     "|drift_part|drift_z|seam|naturalness_drift|latent_drift|oracle_.*|most_repeats"
     f"|drift_({'|'.join(DRIFT_PARTS)})"  # drift_parts names those that moved
 )
+_DETAIL_OF = {
+    "rewrite": re.compile(
+        "reasons|spans|raw_output|num_attempts|attempts|model_revision|endpoint_kind|.*_digest|sampling|seed|.*_tokens"
+    )
+}
 _SHAPES = {
     "rollout": ("([", "])"),
     "model": ("{{", "}}"),
@@ -85,6 +90,9 @@ def _fact_lines(node: Node, whole: bool) -> list[str]:
     hidden = {*_HIDDEN, *(("count", "of") if node["type"] == "group" else ())}
     if any(one["type"] == "score" for one in branches(node)):
         hidden.add("score")  # told on its own below
+    detail = _DETAIL_OF.get(node["type"])
+    if detail and not whole:
+        hidden |= {key for key in node if detail.fullmatch(key)}
     for key, value in (node if whole else _brief(node)).items():
         if key in hidden or value in (None, "", {}, []):
             continue

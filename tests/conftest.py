@@ -111,6 +111,63 @@ def score_rows(name: str) -> list[dict]:
     ]
 
 
+def rewrite_rows(name: str) -> list[dict]:
+    """Of the toy grammar, but that number 1 is a language model's second answer."""
+    rows = []
+    for n in range(2):
+        prompt, source = f"a red disc moves right, it's number {n}", f"a red disc moves left, it's number {n}"
+        verdicts = [{"name": "parses", "pass": True, "detail": ""}]
+        attempt = {
+            "rewriter": ("toy-grammar", "llm")[n],
+            "request_digest": None,
+            "raw_output": prompt,
+            "error": None,
+            "verdicts": verdicts,
+            "sampling": None,
+            "tokens": None,
+        }
+        row = {
+            "rewrite_id": f"rewrite-{n}",
+            "prompt": prompt,
+            "source_prompt": source,
+            "reversal_class": "equivariant",
+            "reasons": ["'moves left' turns into 'moves right'"],
+            "marker_style": "none",
+            "rewriter_kind": "toy-grammar",
+            "rewriter_version": "1",
+            "spans": json.dumps([{"source": "left", "target": "right", "kind": "direction"}]),
+            "verdicts": json.dumps(verdicts),
+            "num_attempts": 1,
+            "attempts": json.dumps([attempt]),
+            "raw_output": prompt,
+            "was_derived_from": [],
+            "was_generated_by": f"run-rewrite-{name}",
+        }
+        if n == 1:
+            sampling = {"temperature": 0.7, "top_p": 0.95, "max_tokens": 400}
+            asked = {"request_digest": digest("retry"), "sampling": sampling, "tokens": {"input": 300, "output": 40}}
+            failed = attempt | asked | {"raw_output": "{", "error": "no JSON", "verdicts": []}
+            row |= {
+                "rewriter_kind": "llm",
+                "fallback_from": "toy-grammar",
+                "num_attempts": 2,
+                "attempts": json.dumps([failed, attempt | asked]),
+                "model_id": "team/tiny-llm",
+                "model_revision": "c" * 40,
+                "endpoint_kind": "transformers",
+                "template_digest": digest("template"),
+                "schema_digest": digest("schema"),
+                "sampling": json.dumps(sampling),
+                "seed": 2**40 + 1,
+                "request_digest": digest("retry"),
+                "input_tokens": 600,
+                "output_tokens": 80,
+                "seconds": 1.25,
+            }
+        rows.append(row)
+    return rows
+
+
 def clip_rows(name: str, model: str) -> list[dict]:
     return [
         {
@@ -123,13 +180,9 @@ def clip_rows(name: str, model: str) -> list[dict]:
             "prompt": f"a red disc moves right, it's number {n}",
             "source_prompt": f"a red disc moves left, it's number {n}",
             "rewrite_id": f"rewrite-{n}",
-            "rewriter_kind": "toy-grammar",
-            "rewriter_version": "1",
+            "rewriter_kind": ("toy-grammar", "llm")[n],
             "reversal_class": "equivariant",
             "marker_style": "none",
-            "raw_output": f"a red disc moves right, it's number {n}",
-            "verdicts": json.dumps([{"name": "parses", "pass": True}]),
-            "attempts": 1,
             "was_derived_from": [f"rollout-{name}-{n}", f"rewrite-{n}"],
             "was_generated_by": f"run-correct-{name}",
             **media(f"clip-{name}-{n}", int(name[1:]) * 100 + n),
@@ -179,24 +232,26 @@ def build(root: Path) -> SimpleNamespace:
     for number, name in enumerate(("r0", *ROUNDS)):
         if name != "r0":
             seal(root, f"rollouts_{name}", rollout_rows(name, models[previous]))
+            seal(root, f"rewrites_{name}", rewrite_rows(name))
             seal(root, f"scores_{name}", score_rows(name))
             seal(root, f"clips_{name}", clip_rows(name, models[previous]))
             pools.append(Pool("corrective", name, f"clips_{name}", [f"clip-{name}-{n}" for n in range(2)]))
             runs += [
                 run("rollout", name, {"model_digest": models[previous]}, {"rows": 2}, 10 * number),
-                run("score", name, {}, {"rows": 2}, 10 * number + 1),
-                run("correct", name, {}, {"rows": 2}, 10 * number + 2),
+                run("rewrite", name, {}, {"rows": 2}, 10 * number + 1),
+                run("score", name, {}, {"rows": 2}, 10 * number + 2),
+                run("correct", name, {}, {"rows": 2}, 10 * number + 3),
             ]
         plan = expand(pools, 0.0 if name == "r0" else 0.5, 12, seed=0)
         plans[name] = write_plan(plan, root / "plans" / f"{name}.parquet")
         runs += [
-            run("mix", name, {}, {"plan_digest": plans[name], "summary": summary(plan)}, 10 * number + 3),
+            run("mix", name, {}, {"plan_digest": plans[name], "summary": summary(plan)}, 10 * number + 4),
             run(
                 "train",
                 name,
                 {"plan_digest": plans[name], "init_digest": models["base"]},
                 {"model_digest": models[name]},
-                10 * number + 4,
+                10 * number + 5,
             ),
         ]
         previous = name
@@ -223,7 +278,13 @@ def tiny_copy(tmp_path) -> SimpleNamespace:
 def rows() -> SimpleNamespace:
     """The makers of synthetic rows, and of sealed tables from them."""
     return SimpleNamespace(
-        seed=seed_rows, rollouts=rollout_rows, scores=score_rows, clips=clip_rows, seal=seal, run=run
+        seed=seed_rows,
+        rollouts=rollout_rows,
+        rewrites=rewrite_rows,
+        scores=score_rows,
+        clips=clip_rows,
+        seal=seal,
+        run=run,
     )
 
 

@@ -50,7 +50,7 @@ def test_a_whole_store_has_no_findings_and_progress_ends_at_its_end(tiny):
     path = tiny.root / "catalog.json"
     write_manifest(tiny.manifest, path)
     assert look(tiny, catalog_manifest=path, rounds=["r1", "r2"], progress=lambda *one: told.append(one)) == []
-    assert told[-1] == (16, 16)  # 4 seed clips, 2 rounds of 2 rollouts, scores, clips
+    assert told[-1] == (20, 20)  # 4 seed clips, 2 rounds of 2 rollouts, rewrites, scores, clips
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -67,6 +67,9 @@ def test_the_table_is_not_what_its_manifest_says(tiny_copy):
         "scores_r9": f"dvc checkout --force {tiny_copy.store}/scores_r9.lance",
     }
     assert "2 rows" in next(one.seen for one in found if one.table == "scores_r1")
+
+
+FAILED = '[{"name": "parses", "pass": false, "detail": ""}]'
 
 
 def double(rows):
@@ -94,6 +97,17 @@ def double(rows):
         ("clips_r2", lambda rows: rows[0].update(model_digest="model-x"), ("orphan", "clips_r2", "clip-r2-0")),
         ("clips_r2", lambda rows: rows[0].update(was_generated_by="run-x"), ("orphan", "clips_r2", "clip-r2-0")),
         ("clips_r2", lambda rows: rows[0].update(was_derived_from=["clip-x"]), ("orphan", "clips_r2", "clip-r2-0")),
+        ("clips_r2", lambda rows: rows[0].update(rewrite_id="rewrite-x"), ("orphan", "clips_r2", "clip-r2-0")),
+        ("rewrites_r1", lambda rows: rows[:1], ("orphan", "clips_r1", "clip-r1-1")),
+        ("rewrites_r1", double, ("duplicate", "rewrites_r1", "rewrite-0")),
+        ("rewrites_r1", lambda rows: rows[0].update(was_generated_by="run-x"), ("orphan", "rewrites_r1", "rewrite-0")),
+        ("rewrites_r1", lambda rows: rows[0].update(prompt="else"), ("prompt", "clips_r1", "clip-r1-0")),
+        ("rewrites_r2", lambda rows: rows[0].update(raw_output="else"), ("prompt", "rewrites_r2", "rewrite-0")),
+        ("rewrites_r2", lambda rows: rows[1].update(verdicts=FAILED), ("catalog", "catalog", "clip-r2-1")),
+        ("rewrites_r2", lambda rows: rows[1].update(verdicts="[1]"), ("prompt", "rewrites_r2", "")),
+        ("clips_r2", lambda rows: rows[1].update(prompt="else"), ("prompt", "clips_r2", "clip-r2-1")),
+        ("clips_r2", lambda rows: rows[1].update(source_prompt="else"), ("prompt", "clips_r2", "clip-r2-1")),
+        ("rollouts_r2", lambda rows: rows[1].update(prompt="else"), ("prompt", "clips_r2", "clip-r2-1")),
         ("uses", lambda rows: rows[0].update(clip_id="clip-x"), ("orphan", "uses", None)),
         ("runs", lambda rows: [one for one in rows if one["run_id"] != "run-seed"], ("orphan", "seed", "seed-0")),
         ("clips_r2", lambda rows: rows[:1], ("catalog", "catalog", "clip-r2-1")),
@@ -105,6 +119,44 @@ def test_every_break_is_found_where_it_is(tiny_copy, name, change, expected):
     rewrite(tiny_copy, name, change)
     found = checks(look(tiny_copy))
     assert any(one[:2] == expected[:2] and expected[2] in (None, one[2]) for one in found), found
+
+
+def test_prompts_are_mended_by_the_stages_that_make_them(tiny_copy):
+    rewrite(tiny_copy, "clips_r1", lambda rows: rows[1].update(prompt="else"))
+    rewrite(tiny_copy, "rollouts_r2", lambda rows: [one | {"prompt": "else"} for one in rows])
+    found = {(one.table, one.subject, one.seen): one.repair for one in look(tiny_copy) if one.check == "prompt"}
+    assert found == {
+        ("clips_r1", "clip-r1-1", "prompt of 1 rows differs from that of their rewrites in rewrites_r1"):
+            "dvc repro correct@r1",
+        ("clips_r2", "clip-r2-0", "source_prompt of 2 rows differs from the prompt of their rollouts in rollouts_r2"):
+            "dvc repro rewrite@r2 correct@r2",
+    }  # fmt: skip
+
+
+def test_prompts_of_a_damaged_table_are_mended_with_it(tiny_copy):
+    manifest = tiny_copy.root / "manifests" / "rewrites_r1.json"
+    before = manifest.read_bytes()
+    rewrite(tiny_copy, "rewrites_r1", lambda rows: [one | {"prompt": "else", "verdicts": FAILED} for one in rows])
+    manifest.write_bytes(before)
+    found = look(tiny_copy)
+    assert {one.repair for one in found} == {f"dvc checkout --force {tiny_copy.store}/rewrites_r1.lance {manifest}"}
+    assert {(one.check, one.table) for one in found} == {
+        ("manifest", "rewrites_r1"), ("prompt", "clips_r1"), ("prompt", "rewrites_r2"), ("catalog", "catalog"),
+    }  # fmt: skip
+
+
+def test_rewrites_that_no_clip_has_and_that_rounds_share_are_fine(tiny_copy):
+    rewrite(tiny_copy, "rewrites_r2", lambda rows: [*rows, rows[0] | {"rewrite_id": "rewrite-unused"}])
+    assert look(tiny_copy) == []
+
+
+def test_clips_without_a_table_of_rewrites_are_one_finding(tiny_copy):
+    shutil.rmtree(tiny_copy.store / "rewrites_r1.lance")
+    (tiny_copy.root / "manifests/rewrites_r1.json").unlink()
+    found = look(tiny_copy)
+    assert {one.repair for one in found} == {"dvc repro rewrite@r1"}
+    assert [(one.check, one.table) for one in found] == [("orphan", "clips_r1"), ("missing table", "rewrites_r1")]
+    assert found[0].seen == "rewrite_id of 2 rows is of rewrites_r1, which cannot be read"
 
 
 def test_an_orphan_is_mended_by_the_stage_that_makes_it(tiny_copy):

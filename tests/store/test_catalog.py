@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from functools import partial
@@ -73,6 +74,40 @@ def test_what_does_not_fit_together_is_named_and_the_old_catalog_stays(tiny_copy
     assert content_manifest(tiny_copy.store, "catalog") == tiny_copy.manifest
 
 
+def test_verdicts_are_those_of_the_rewrites(tiny_copy, rows):
+    """In order, joined by the rewrite's id and not by place; also those of rewrites that no clip has."""
+    seen = (("parses", False), ("x", True), ("a", False))
+    checks = [{"name": name, "pass": ok, "detail": "why"} for name, ok in seen]
+    made = rows.rewrites("r2")
+    made[1]["verdicts"] = json.dumps(checks)
+    made.append(made[0] | {"rewrite_id": "rewrite-", "verdicts": json.dumps(checks)})
+    rows.seal(tiny_copy.root / "other", "rewrites_r2", made[::-1])
+    shutil.rmtree(tiny_copy.store / "rewrites_r2.lance")
+    (tiny_copy.root / "other/store/rewrites_r2.lance").rename(tiny_copy.store / "rewrites_r2.lance")
+    build_catalog(tiny_copy.store, ["r1", "r2"], tiny_copy.runs)
+    found = open_table(tiny_copy.store, "catalog").to_table(columns=["clip_id", "verdict", "rewriter_kind"]).to_pylist()
+    verdicts = {one["clip_id"]: (one["verdict"], one["rewriter_kind"]) for one in found if "r2" in one["clip_id"]}
+    assert verdicts == {"clip-r2-0": ("passed", "toy-grammar"), "clip-r2-1": ("parses,a", "llm")}
+
+
+def test_a_rewrite_that_is_not_there_or_cannot_be_read_is_named(tiny_copy, rows):
+    made = rows.rewrites("r1")
+    cases = (
+        (made[1:], "clip-r1-0 has the prompt of rewrite-0, which rewrites_r1 .*`dvc repro rewrite@r1 correct@r1`"),
+        ([one | {"verdicts": '[{"pass": true}, "x"]'} for one in made], "verdicts of rewrite-0 are no JSON list"),
+        (None, "no table 'rewrites_r1'.*`dvc repro rewrite@r1`"),
+    )
+    for made, words in cases:
+        shutil.rmtree(tiny_copy.store / "rewrites_r1.lance")
+        shutil.rmtree(tiny_copy.root / "work")
+        if made is not None:
+            rows.seal(tiny_copy.root, "rewrites_r1", made)
+        with pytest.raises(StoreError, match=words):
+            build_catalog(tiny_copy.store, ["r1", "r2"], [])
+        (tiny_copy.root / "work").mkdir(exist_ok=True)
+    assert content_manifest(tiny_copy.store, "catalog") == tiny_copy.manifest
+
+
 def test_runs_are_kept_with_their_json(tiny):
     runs = read_runs(Store(tiny.store))
     assert [one["run_id"] for one in runs] == [one["run_id"] for one in tiny.runs]
@@ -127,14 +162,14 @@ def test_unchanged_rounds_are_not_read_again(tiny_copy):
     store, runs = tiny_copy.store, tiny_copy.runs
     build_catalog(store, ["r1"], runs, sources=sources(tiny_copy.root))
     first = data_files(store)
-    for name in ("seed", "clips_r1", "scores_r1"):
+    for name in ("seed", "clips_r1", "rewrites_r1", "scores_r1"):
         (store / f"{name}.lance").rename(tiny_copy.root / name)
     assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
     assert first < data_files(store)
     assert build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root)) == tiny_copy.manifest
     with pytest.raises(StoreError, match="no table 'seed'"):
         build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root), full=True)
-    for changed, table in (("scores_r1", "clips_r1"), ("seed", "seed")):
+    for changed, table in (("scores_r1", "clips_r1"), ("rewrites_r1", "clips_r1"), ("seed", "seed")):
         with pytest.raises(StoreError, match=f"no table '{table}'"):
             build_catalog(store, ["r1", "r2"], runs, sources=sources(tiny_copy.root, [changed]))
     with pytest.raises(StoreError, match="no table 'seed'"):  # nothing is known of the sources: all are read

@@ -143,19 +143,22 @@ def leftovers(root: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, rows) -> Path:
-    """Seed clips, rollouts and scores of r1, and no clips yet."""
+    """Seed clips, rollouts, rewrites and scores of r1, and no clips yet."""
     root = tmp_path_factory.mktemp("base")
     rows.seal(root, "seed", rows.seed())
     rollout, score = rows.rollouts("r1", "model-0")[0], rows.scores("r1")[0]
     ids = [{"rollout_id": f"rollout-r1-{number}"} for number in range(ROLLOUTS)]
     rows.seal(root, "rollouts_r1", [rollout | one for one in ids])
+    made = [clip({}, n) for n in range(ROLLOUTS)]
+    rewrite = rows.rewrites("r1")[0]
+    rows.seal(root, "rewrites_r1", [rewrite | {key: one[key] for key in ("rewrite_id", "prompt")} for one in made])
     rows.seal(root, "scores_r1", [score | one | {"was_derived_from": [one["rollout_id"]]} for one in ids])
     return root
 
 
 @pytest.fixture(scope="module")
 def runs(rows) -> list[dict]:
-    stages = ("rollout", "score", "correct")
+    stages = ("rollout", "rewrite", "score", "correct")
     made = [rows.run("train", "r0", {}, {"model_digest": "model-0"}, 0), rows.run("seed", None, {}, {}, 1)]
     made[0]["generated"] = ["model-0"]
     return [*made, *(rows.run(stage, "r1", {}, {}, 2 + n) for n, stage in enumerate(stages))]
@@ -207,7 +210,7 @@ def test_killed_while_sealing(base, rows, runs, finished, expected, tmp_path):
     for root in killed(seal, finished, fresh, tmp_path):
         found = findings(root)
         seen |= found
-        assert found <= {"manifest", "leftover", "catalog", "missing table", "tags"}
+        assert found <= {"manifest", "leftover", "catalog", "missing table", "tags", "prompt"}
         if NAME in table_names(root / "store"):
             assert Store(root / "store").open(NAME).count_rows() == ROLLOUTS  # the older one or the newer, whole
         assert seal(root, finished).digest == expected[NAME]

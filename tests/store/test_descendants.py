@@ -122,6 +122,10 @@ def test_files_rewrites_rounds_and_plans(tiny):
     tree = descendants(Store(tiny.store), file)
     assert (tree["type"], tree["source_path"]) == ("file", "videos/2.mp4")
     assert child(tree, "seed")["id"] == "seed-2"
+    run = descendants(Store(tiny.store), "run-rewrite-r2")
+    group = child(run, "group")
+    assert (group["of"], group["count"], group["examples"]) == ("rewrites", 2, ["rewrite-0", "rewrite-1"])
+    assert [(one["of"], one["count"]) for one in children(group, "group")] == [("corrective clips", 4)]
     rewrite = descendants(Store(tiny.store), "rewrite-1")
     assert [one["id"] for one in children(rewrite, "clip")] == ["clip-r1-1", "clip-r2-1"]
     plans = {name: id_of("plan", digest) for name, digest in tiny.plans.items()}
@@ -224,8 +228,12 @@ def wide(tiny, rows, tmp_path_factory):
     for number, one in enumerate(clips):
         one["was_derived_from"] = [rollouts[number]["rollout_id"], one["rewrite_id"]]
     scores = many(rows.scores("r2")[0], rollout_id="rollout-w{}")
-    for one in scores:
+    rewrites = many(rows.rewrites("r3")[0], rewrite_id="rewrite-w{}")
+    for one in (*scores, *rewrites):
         del one["seed_clip_id"]
+    for one in rewrites:
+        del one["round"]
+    rows.seal(copy.root, "rewrites_r3", rewrites)
     rows.seal(copy.root, "rollouts_r3", rollouts)
     rows.seal(copy.root, "scores_r3", scores)
     rows.seal(copy.root, "clips_r3", clips)
@@ -309,7 +317,7 @@ def registry(tiny, tmp_path_factory):
 
     for name in ("seed", "runs", "uses"):
         write(name, read_table(tiny.store, name))
-    for base in ("rollouts", "scores", "clips"):
+    for base in ("rollouts", "rewrites", "scores", "clips"):
         write(base, pa.concat_tables([read_table(tiny.store, f"{base}_{one}") for one in ("r1", "r2")]))
     catalog = store.read("catalog").to_pylist()
     entries = [row | {"experiment": "full"} for row in catalog]

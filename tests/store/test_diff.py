@@ -16,7 +16,7 @@ from store.schema import CATALOG, REGISTRY_CATALOG
 @pytest.fixture
 def changed(tiny, rows, tmp_path) -> Store:
     """The tiny store, but of round r2: clip-r2-0 scored anew, clip-r2-1 gone, clip-r2-2 new."""
-    for name in ("seed", "clips_r1", "scores_r1"):
+    for name in ("seed", "clips_r1", "rewrites_r1", "scores_r1"):
         (tmp_path / "store").mkdir(exist_ok=True)
         (tmp_path / "store" / f"{name}.lance").symlink_to(tiny.store / f"{name}.lance")
     clips, scores = rows.clips("r2", tiny.models["r1"]), rows.scores("r2")
@@ -25,6 +25,7 @@ def changed(tiny, rows, tmp_path) -> Store:
     scores[1] |= {"rollout_id": "rollout-r2-2", "drift": 3.0}
     clips[0] |= {"was_derived_from": ["rollout-r2-0", "rewrite-0", "seed-0"]}
     clips[1] |= {"clip_id": "clip-r2-2", "rollout_id": "rollout-r2-2", "reversal_class": "invariant"}
+    rows.seal(tmp_path, "rewrites_r2", rows.rewrites("r2"))
     rows.seal(tmp_path, "scores_r2", scores)
     rows.seal(tmp_path, "clips_r2", clips)
     build_catalog(tmp_path / "store", ["r1", "r2"], [])

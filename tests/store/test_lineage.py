@@ -38,15 +38,67 @@ def test_a_corrective_clip_of_round_1(tiny):
     assert (seed["id"], seed["split"], seed["source_path"]) == ("seed-1", "train", "videos/1.mp4")
     assert parent(seed, "run")["stage"] == "seed"
     rewrite = parent(tree, "rewrite")
-    assert (rewrite["rewriter_kind"], rewrite["reversal_class"]) == ("toy-grammar", "equivariant")
+    assert (rewrite["rewriter_kind"], rewrite["reversal_class"]) == ("llm", "equivariant")
     assert rewrite["source_prompt"].startswith("a red disc moves left")
-    assert rewrite["verdicts"] == [{"name": "parses", "pass": True}]
+    assert rewrite["verdicts"] == [{"name": "parses", "pass": True, "detail": ""}]
+    assert [one["error"] for one in rewrite["attempts"]] == ["no JSON", None]
+    assert "run-rewrite-r1" in [one["id"] for one in parents(rewrite, "run")]
     run = parent(tree, "run")
     assert (run["id"], run["stage"], run["git_commit"]) == ("run-correct-r1", "correct", "0" * 40)
     model = parent(rollout, "model")
     assert model["id"] == tiny.models["r0"]
     assert parent(model, "model")["id"] == tiny.models["base"]
     assert [one["id"] for one in parents(parent(model, "plan"), "round")] == ["r0"]
+
+
+def test_a_rewrite_tells_how_it_came_about_and_which_runs_made_it(tiny):
+    store = Store(tiny.store)
+    tree = lineage(store, "rewrite-1")
+    row = store.read("rewrites_r1", ids=["rewrite-1"]).to_pylist()[0]
+    told = {key: value for key, value in tree.items() if key not in ("id", "type", "parents")}
+    known = {key: value for key, value in row.items() if value is not None and not key.startswith("was_")}
+    texts = ("spans", "verdicts", "attempts", "sampling")
+    del known["rewrite_id"]
+    assert told == known | {key: json.loads(known[key]) for key in texts}
+    assert (tree["seed"], tree["sampling"]["temperature"]) == (2**40 + 1, 0.7)
+    assert tree["attempts"][1]["tokens"] == {"input": 300, "output": 40}
+    assert [one["id"] for one in tree["parents"]] == ["run-rewrite-r1", "run-rewrite-r2"]
+    assert "author" not in lineage(store, "rewrite-0")
+    assert lineage(store, "run-rewrite-r1")["stage"] == "rewrite"
+
+
+def test_in_the_tree_of_a_clip_a_rewrite_tells_the_chief_facts(tiny):
+    store = Store(tiny.store)
+    text = render_tree(lineage(store, "clip-r1-1"))
+    start = text.index("rewrite rewrite-1")
+    brief = text[start : text.index("run run-rewrite-r1", start)]
+    for shown in ("source_prompt: ", "reversal_class: ", "rewriter_kind: llm", "fallback_from: toy-grammar",
+                  "model_id: team/tiny-llm", "verdicts: name=parses, pass=True"):  # fmt: skip
+        assert shown in brief
+    for hidden in ("attempts", "raw_output", "spans", "reasons", "_digest", "seed:", "tokens", "sampling", "seconds"):
+        assert hidden not in brief
+    whole = render_tree(lineage(store, "rewrite-1"))
+    for shown in ("num_attempts: 2", "attempts: ", "error=no JSON", "template_digest: ", "seed: 1099511627777",
+                  "reasons: 'moves left' turns into 'moves right'", "spans: source=left, target=right"):  # fmt: skip
+        assert shown in whole
+
+
+def test_a_rewrite_without_its_table_is_known_from_the_catalog(tiny_copy):
+    for name in ("rewrites_r1", "rewrites_r2"):
+        shutil.rmtree(tiny_copy.store / f"{name}.lance")
+    tree = lineage(Store(tiny_copy.store), "rewrite-1")
+    assert (tree["rewriter_kind"], tree["parents"]) == ("llm", [])
+    assert tree["prompt"].endswith("right, it's number 1")
+
+
+def test_the_beginning_of_a_rewrite_s_id_will_do(tiny_copy, rows):
+    made = [one | {"rewrite_id": f"rewrite-{n}bcde"} for n, one in enumerate(rows.rewrites("r3"))]
+    rows.seal(tiny_copy.root, "rewrites_r3", made)
+    rows.seal(tiny_copy.root, "rewrites_r4", made)
+    store = Store(tiny_copy.store)
+    assert lineage(store, "rewrite-1bcd")["id"] == "rewrite-1bcde"
+    with pytest.raises(StoreError, match="nearest: rewrite-0, rewrite-0bcde"):
+        lineage(store, "rewrite-0x")
 
 
 def test_round_2_reaches_its_models_mixture_and_round_1(tiny):

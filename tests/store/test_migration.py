@@ -71,11 +71,33 @@ SCHEMA_2 = {
     "seconds:d params:t inputs:t outputs:t git_commit:t? packages:t flow_run_id:t? device:t host:t",
     "uses": "use_id:t plan_id:t model_digest:t? clip_id:t kind:t clip_round:t round:t steps:I",
 }
-SCHEMAS = {1: SCHEMA_1, 2: SCHEMA_2}
+CURVES_3 = (
+    "saturation colorfulness cr cb chroma_spread luma contrast contrast_coarse clipped_high clipped_low entropy "
+    "sharpness detail blur spectral_slope high_frequency lab_l lab_a lab_b motion flow flicker ssim_first naturalness "
+    "latent_curve"
+)
+DRIFT_3 = (
+    "drift_saturation:f? drift_exposure:f? drift_contrast:f? drift_detail:f? drift_cast:f? drift_motion:f? "
+    "drift_flicker:f? drift:f? drift_z:f? drift_part:t? drift_parts:t? seam:f? naturalness_drift:f? latent_drift:f?"
+)
+ORACLE_3 = (
+    "oracle_object_present:f? oracle_count_error:f? oracle_color_error:f? oracle_area_error:f? "
+    "oracle_position_error:f? oracle_trajectory_error:f? oracle_direction_error:f? oracle_order_error:f? "
+    "oracle_background_error:f? oracle_error:f?"
+)
+SCHEMA_3 = SCHEMA_2 | {
+    "scores": f"rollout_id:t round:t scorer:t {' '.join(f'{one}:F?' for one in CURVES_3.split())} {DRIFT_3} gates:t "
+    f"{ORACLE_3} oracle_curves:t? measures:t? {PROV}",
+    "catalog": f"clip_id:t kind:t split:t round:t prompt:t source_prompt:t? {DRIFT_3} {ORACLE_3} gates:t? scorer:t? "
+    "reversal_class:t? marker_style:t? rewriter_kind:t? verdict:t? rollout_id:t? seed_clip_id:t? rewrite_id:t? "
+    f"model_digest:t? {PROV} table:t {SHAPE} video_sha256:t {EMBEDDINGS}",
+}
+SCHEMAS = {1: SCHEMA_1, 2: SCHEMA_2, 3: SCHEMA_3}
 # What bagger of these schemas itself wrote into the manifest of these very rows of scores_r1.
 SCORES_DIGESTS = {
     1: "ec48270537b79ff3761fe864cb1d8bafc4c4d4d1905ad7a93c0fb8f354842a3a",
     2: "a3658e25f5e87fd7db44483507196c1765874439690c6ae3a2901fb4956318f3",
+    3: "e3f0201757509de2aa2ccd1d181ea34da8e48e4a26c64b685bb925f3c1c4e995",
 }
 PARTS = ("saturation", "contrast", "sharpness", "motion")
 MOVED_2 = ((4.0, -9.5, -3.5, 1.0), (3.0, -3.0, 0.0, -2.9))
@@ -96,16 +118,28 @@ def old_rows(rows: list[dict], name: str, version: int) -> list[dict]:
 def old_scores(version: int) -> list[dict]:
     rows = []
     for n in range(2):
-        parts = MOVED_2[n] if version == 2 else [0.1 * (n + 1)] * 4
+        parts = MOVED_2[n] if version == 2 else [0.1 * (n + 1)] * 4  # of schema 3 there are two by these names
         rows.append({
             "rollout_id": f"rollout-r1-{n}", "round": "r1", "scorer": "handmade@1",
             **{part: [0.0, 0.5, 1.0] for part in PARTS}, **{f"delta_{part}": 0.5 for part in PARTS},
             **{f"drift_{part}": value for part, value in zip(PARTS, parts, strict=True)},
             "drift": 0.9 - 0.3 * n, "gate": "clipped" if version == 2 and n else "",
+            "drift_part": ("losing-contrast", "none")[n], "drift_parts": ("losing-contrast,darkening", "")[n],
+            "gates": ("", "clipped")[n],
             "oracle_color_error": None if n else 0.25,
             "was_derived_from": [f"rollout-r1-{n}"], "was_generated_by": "run-score-r1",
         })  # fmt: skip
     return old_rows(rows, "scores", version)
+
+
+def old_clips(rows: SimpleNamespace, model: str, version: int) -> list[dict]:
+    """With all that was known of their rewrites, which had no table."""
+    found = []
+    for clip, rewrite in zip(rows.clips("r1", model), rows.rewrites("r1"), strict=True):
+        told = {column: rewrite.get(column) for column in ("rewriter_version", "fallback_from", "raw_output")}
+        checks = [{"name": one["name"], "pass": one["pass"]} for one in json.loads(rewrite["verdicts"])]
+        found.append(clip | told | {"verdicts": json.dumps(checks), "attempts": rewrite["num_attempts"]})
+    return old_rows(found, "clips", version)
 
 
 def film(number: int) -> dict:
@@ -129,7 +163,7 @@ def build(root: Path, rows: SimpleNamespace, version: int) -> SimpleNamespace:
         "seed": old_rows(rows.seed(), "seed", version),
         "rollouts_r1": old_rows(rows.rollouts("r1", model), "rollouts", version),
         "scores_r1": old_scores(version),
-        "clips_r1": old_rows(rows.clips("r1", model), "clips", version),
+        "clips_r1": old_clips(rows, model, version),
     }
     number = 0
     for name in ("seed", "rollouts_r1", "clips_r1"):
@@ -197,6 +231,16 @@ def old_2(old_stores, tmp_path) -> SimpleNamespace:
     return copy(old_stores[2], tmp_path)
 
 
+@pytest.fixture
+def old_3(old_stores, tmp_path) -> SimpleNamespace:
+    return copy(old_stores[3], tmp_path)
+
+
+def rows_of(old) -> dict[str, list[dict]]:
+    """Of every sealed table."""
+    return {name: lance.dataset(str(old.root / f"store/{name}.lance")).to_table().to_pylist() for name in old.tables}
+
+
 def bring_up(old, **more) -> list[Migrated]:
     root = old.root
     return migrate(
@@ -223,10 +267,30 @@ def test_an_older_store_says_how_to_bring_it_up(old):
 
 
 GONE = {"gate", *(f"{kind}_{part}" for kind in ("delta", "drift") for part in PARTS)}
+MOVED_4 = {"rewriter_version", "fallback_from", "raw_output", "verdicts", "attempts"}
 
 
 def without(row: dict, names: set[str]) -> dict:
     return {name: value for name, value in row.items() if name not in names}
+
+
+def assert_rewrites_of(store: Store, clips: list[dict]) -> None:
+    """Table rewrites_r1 has all that the clips of an older schema told of their rewrites."""
+    manifest = read_manifest(Path(store.uri).parent / "manifests/rewrites_r1.json")
+    assert manifest == content_manifest(store.uri, "rewrites_r1")
+    rows = store.read("rewrites_r1").to_pylist()
+    assert [one["rewrite_id"] for one in rows] == [one["rewrite_id"] for one in clips] == ["rewrite-0", "rewrite-1"]
+    for row, was in zip(rows, clips, strict=True):
+        same = [column for column in was if column in row and column not in ("verdicts", "attempts")]
+        assert {"prompt", "source_prompt", "raw_output", "fallback_from", "rewriter_version"} < set(same)
+        told = without({column: row[column] for column in same}, {"was_derived_from"})
+        assert told == {column: was[column] for column in told}
+        assert row["was_generated_by"] == was.get("was_generated_by", was.get("run_id"))
+        verdicts = [one | {"detail": ""} for one in json.loads(was["verdicts"])]
+        assert (json.loads(row["verdicts"]), row["num_attempts"]) == (verdicts, was["attempts"])
+        (attempt,) = json.loads(row["attempts"])
+        assert (attempt["raw_output"], attempt["verdicts"]) == (was["raw_output"], verdicts)
+        assert (row["reasons"], row["spans"], row["model_id"], row["was_derived_from"]) == ([], "[]", None, [])
 
 
 def test_there_is_a_step_for_every_older_version():
@@ -235,7 +299,7 @@ def test_there_is_a_step_for_every_older_version():
 
 def test_everything_comes_up_and_nothing_is_lost(old_1):
     old = old_1
-    before = {name: lance.dataset(str(old.root / f"store/{name}.lance")).to_table().to_pylist() for name in old.tables}
+    before = rows_of(old)
     done = bring_up(old)
     assert [(one.name, one.version, one.rows) for one in done] == [
         ("clips_r1", 1, 2), ("rollouts_r1", 1, 2), ("scores_r1", 1, 2), ("seed", 1, 4), ("run records", 1, 5),
@@ -244,10 +308,12 @@ def test_everything_comes_up_and_nothing_is_lost(old_1):
     store = Store(old.root / "store")
     paths = {"manifests": old.root / "manifests", "plans": old.root / "plans"}
     assert audit(store, **paths, catalog_manifest=old.root / "catalog.json", rounds=["r1"]) == []
+    assert_rewrites_of(store, before["clips_r1"])
     for name, rows in before.items():
         for row, was in zip(store.read(name).to_pylist(), rows, strict=True):
             assert row["was_generated_by"] == was.pop("run_id")
-            assert {column: row[column] for column in was if column not in GONE} == without(was, GONE)
+            kept = without(was, GONE | MOVED_4)
+            assert {column: row[column] for column in kept} == kept
     derived = {name: store.read(name)["was_derived_from"].to_pylist()[0] for name in old.tables}
     assert derived == {
         "seed": [id_of("file", old.tables["seed"][0]["source_sha256"])],
@@ -272,7 +338,7 @@ def test_everything_comes_up_and_nothing_is_lost(old_1):
 
 def test_scores_of_schema_2_say_by_name_what_moved(old_2):
     old = old_2
-    before = {name: lance.dataset(str(old.root / f"store/{name}.lance")).to_table().to_pylist() for name in old.tables}
+    before = rows_of(old)
     done = bring_up(old)
     assert [(one.name, one.version, one.rows) for one in done] == [
         ("clips_r1", 2, 2), ("rollouts_r1", 2, 2), ("scores_r1", 2, 2), ("seed", 2, 4),
@@ -281,6 +347,8 @@ def test_scores_of_schema_2_say_by_name_what_moved(old_2):
     store = Store(old.root / "store")
     paths = {"manifests": old.root / "manifests", "plans": old.root / "plans"}
     assert audit(store, **paths, catalog_manifest=old.root / "catalog.json", rounds=["r1"]) == []
+    assert_rewrites_of(store, before["clips_r1"])
+    before["clips_r1"] = [without(row, MOVED_4) for row in before["clips_r1"]]
     for name, rows in before.items():
         if name != "scores_r1":
             assert store.read(name).to_pylist() == rows
@@ -301,6 +369,72 @@ def test_scores_of_schema_2_say_by_name_what_moved(old_2):
     assert store.read("uses").num_rows == 3
 
 
+def test_clips_of_schema_3_give_their_rewrites_a_table(old_3):
+    old = old_3
+    before = rows_of(old)
+    done = bring_up(old)
+    assert [(one.name, one.version, one.rows) for one in done] == [
+        ("clips_r1", 3, 2), ("rollouts_r1", 3, 2), ("scores_r1", 3, 2), ("seed", 3, 4),
+        ("catalog", 3, 4), ("runs", 3, 5), ("uses", 3, 3),
+    ]  # fmt: skip
+    store = Store(old.root / "store")
+    paths = {"manifests": old.root / "manifests", "plans": old.root / "plans"}
+    assert audit(store, **paths, catalog_manifest=old.root / "catalog.json", rounds=["r1"]) == []
+    assert_rewrites_of(store, before["clips_r1"])
+    before["clips_r1"] = [without(row, MOVED_4) for row in before["clips_r1"]]
+    assert {name: store.read(name).to_pylist() for name in before} == before
+    assert store.clips(columns=["verdict"])["verdict"].to_pylist() == ["passed", "passed"]
+    tree = store.lineage("rewrite-1")
+    assert (tree["fallback_from"], tree["num_attempts"], tree["parents"][0]["stage"]) == ("toy-grammar", 2, "correct")
+
+
+def test_clips_that_share_a_rewrite_give_one_row_and_a_round_without_clips_gives_none(old_3, rows):
+    clips = [one | {"rewrite_id": "rewrite-0"} for one in old_clips(rows, old_3.model, 3)]
+    for name, found in (("clips_r1", clips), ("clips_r2", [])):
+        shutil.rmtree(old_3.root / f"store/{name}.lance", ignore_errors=True)
+        write(old_3.root, name, [one | film(n) for n, one in enumerate(found)], 3)
+    for name in ("rollouts_r2", "scores_r2"):
+        write(old_3.root, name, [], 3)
+    lance.dataset(str(old_3.root / "store/catalog.lance")).tags.create("r2", 1)
+    bring_up(old_3)
+    store = Store(old_3.root / "store")
+    assert store.read("rewrites_r1", ["rewrite_id", "prompt"]).to_pylist() == [
+        {"rewrite_id": "rewrite-0", "prompt": clips[0]["prompt"]}
+    ]
+    assert store.open("rewrites_r2").count_rows() == 0
+    assert read_manifest(old_3.root / "manifests/rewrites_r2.json").rows == 0
+
+
+def test_rewrites_that_are_there_stay_if_they_are_those_of_the_clips(old_stores, tmp_path, rows):
+    """A killed call has placed them, or they are of another state of the project."""
+    mine = [one | {"author": "somebody"} for one in rows.rewrites("r1")]
+    for name, found, author in (
+        ("ours", mine, "somebody"),
+        ("another's", [mine[0], mine[1] | {"rewrite_id": "rewrite-9"}], None),
+    ):
+        old = copy(old_stores[3], tmp_path / name)
+        rows.seal(old.root, "rewrites_r1", found)
+        bring_up(old)
+        there = Store(old.root / "store").read("rewrites_r1", ["rewrite_id", "author"]).to_pylist()
+        assert there == [{"rewrite_id": f"rewrite-{n}", "author": author} for n in range(2)]
+
+
+def test_what_is_not_to_be_trusted_gives_no_rewrites(old_3, rows):
+    manifest = old_3.root / "manifests/clips_r1.json"
+    told = {"table": "clips_r1", "rows": 2, "schema_version": 3, "schema_digest": "", "digest": "0" * 64}
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(StoreError, match="clips_r1 is not what its manifest"):
+        bring_up(old_3)
+    manifest.unlink()
+    shutil.rmtree(old_3.root / "store/clips_r1.lance")
+    damaged = [one | film(n) | {"verdicts": '{"name": 1}'} for n, one in enumerate(old_clips(rows, old_3.model, 3))]
+    write(old_3.root, "clips_r1", damaged, 3)
+    with pytest.raises(StoreError, match="rewrite-0: its verdicts are no JSON list .*got '.*`dvc checkout --force`"):
+        bring_up(old_3)
+    assert not (old_3.root / "store/rewrites_r1.lance").exists()
+    assert not (old_3.root / "store/.sealing").exists()
+
+
 def test_a_second_time_does_nothing(old):
     bring_up(old)
     before = {path: path.stat().st_mtime_ns for path in old.root.rglob("*")}
@@ -319,7 +453,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("step", range(0, 17, 2))
+@pytest.mark.parametrize("step", [0, 1, 2, 3, *range(4, 19, 2)])
 def test_killed_anywhere_the_same_call_finishes(old, old_stores, tmp_path_factory, monkeypatch, step):
     """The n-th file operation that changes what is there never happens."""
     whole = copy(old_stores[old.version], tmp_path_factory.mktemp("whole"))

@@ -26,7 +26,8 @@ def unordered(records):
 @pytest.fixture(scope="module")
 def documents(tiny):
     store = Store(tiny.store)
-    trees = {one: store.lineage(one) for one in ("clip-r2-0", "rollout-r1-1", "run-train-r2", tiny.models["r2"])}
+    trees = {one: store.lineage(one) for one in ("clip-r2-0", "rewrite-1", "rollout-r1-1", "run-train-r2")}
+    trees[tiny.models["r2"]] = store.lineage(tiny.models["r2"])
     trees |= {f"{one}>": store.descendants(one) for one in ("seed-0", "r1", tiny.models["base"], "run-correct-r1")}
     return {name: (tree, provenance(Graph(store), tree)) for name, tree in trees.items()}
 
@@ -60,6 +61,7 @@ def test_every_thing_of_the_tree_is_there_and_nothing_dangles(documents):
 def test_relations_are_those_of_the_tables(documents, tiny):
     store = Store(tiny.store)
     derived, generated = {}, {}
+    rewritten = {f"rewrite-{n}": {"run-rewrite-r1", "run-rewrite-r2"} for n in range(2)}
     for name in ("seed", "rollouts_r1", "rollouts_r2", "clips_r1", "clips_r2"):
         key = "rollout_id" if name.startswith("rollouts") else "clip_id"
         for row in store.read(name, [key, "was_derived_from", "was_generated_by"]).to_pylist():
@@ -76,6 +78,10 @@ def test_relations_are_those_of_the_tables(documents, tiny):
                 assert {origin for thing, origin in made_of if thing == one} == derived[one]
                 assert {run for thing, run in made_by if thing == one} == {generated[one]}
                 checked += 1
+            if one in rewritten:
+                assert {run for thing, run in made_by if thing == one} == rewritten[one]
+                assert not [origin for thing, origin in made_of if thing == one]
+                checked += 1
             if one in runs:
                 record = document["activity"][name_of(one)]
                 row = runs[one]
@@ -87,6 +93,15 @@ def test_relations_are_those_of_the_tables(documents, tiny):
                 assert set(row["generated"]) == {e for e, run in made_by if run == one and e in row["generated"]}
                 checked += 1
     assert checked > 40
+
+
+def test_a_rewrite_is_told_whole(documents):
+    _, document = documents["rewrite-1"]
+    entity = document["entity"]["bagger:rewrite-1"]
+    assert entity["prov:label"] == "a red disc moves right, it's number 1"
+    assert (entity["bagger:model_id"], entity["bagger:verdicts.0.name"]) == ("team/tiny-llm", "parses")
+    assert entity["bagger:seed"] == {"$": str(2**40 + 1), "type": "xsd:long"}
+    assert entity["bagger:attempts.0.error"] == "no JSON"
 
 
 def test_training_used_a_clip_at_its_steps(documents, tiny):

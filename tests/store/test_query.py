@@ -289,6 +289,7 @@ def test_a_run_chooses_what_it_made_or_trained_on(tiny):
         "run-seed": [f"seed-{n}" for n in range(4)],
         "run-rollout-r1": r1,
         "run-score-r1": r1,
+        "run-rewrite-r1": r1,
         "run-correct-r1": r1,
         "run-mix-r0": ["seed-0", "seed-1", "seed-2"],
         "run-train-r0": ["seed-0", "seed-1", "seed-2"],

@@ -32,6 +32,7 @@ def store(tmp_path_factory, rows) -> Store:
     model = id_of("model", "0" * 64)
     rows.seal(root, "seed", [filmed(row, number) for number, row in enumerate(rows.seed())])
     rows.seal(root, "rollouts_r1", rows.rollouts("r1", model))
+    rows.seal(root, "rewrites_r1", rows.rewrites("r1"))
     rows.seal(root, "scores_r1", rows.scores("r1"))
     rows.seal(root, "clips_r1", [filmed(row, 10 + number) for number, row in enumerate(rows.clips("r1", model))])
     build_catalog(root / "store", ["r1"], [])

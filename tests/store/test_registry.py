@@ -21,6 +21,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from store import Store, registry
+from store.audit import audit
 from store.catalog import build_catalog
 from store.dataset import open_dataset
 from store.digest import bytes_sha256
@@ -32,7 +33,7 @@ from store.remote import storage_options
 from store.schema import USES
 
 ROOT = Path(__file__).parents[2]
-DATA = ("seed", "rollouts", "scores", "clips", "runs", "uses", "catalog")
+DATA = ("seed", "rollouts", "rewrites", "scores", "clips", "runs", "uses", "catalog")
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -227,7 +228,8 @@ def test_questions_to_a_registry_have_the_project_s_answers(place, tiny):
 
 def test_registering_again_writes_nothing_and_small_batches_give_the_same(place, tiny, tmp_path):
     first = register(Store(tiny.store), place, "reach", batch_bytes=1)
-    assert first.written == {"seed": 4, "rollouts": 4, "scores": 4, "clips": 4, "runs": 14, "uses": 15, "catalog": 8}
+    data = dict.fromkeys(["seed", "rollouts", "rewrites", "scores", "clips"], 4)
+    assert first.written == {**data, "runs": 16, "uses": 15, "catalog": 8}
     before = versions(place)
     again = register(Store(tiny.store), place, "reach")
     assert again.written == {}
@@ -311,6 +313,39 @@ def test_scores_of_two_measurements_are_both_kept(tmp_path, tiny, tiny_copy, row
     assert of_one == {"run-score-r2": 0.4, "run-score-r2-again": 0.8}
     entries = Store(uri).read("catalog", ["experiment", "drift"], where="clip_id = 'clip-r2-0'").to_pylist()
     assert {one["experiment"]: round(one["drift"], 3) for one in entries} == {"mild": 0.4, "strict": 0.8}
+
+
+def test_rewrites_come_with_their_rounds(tmp_path, tiny, tiny_copy, rows):
+    """Once for each run that made them; of what changed code found under one run, the later counts."""
+    uri = tmp_path / "registry"
+    columns = ["rewrite_id", "was_generated_by"]
+    register(Store(tiny.store), uri, "reach", ["r2"])
+    assert [tuple(one.values()) for one in Store(uri).read("rewrites", columns).to_pylist()] == [
+        ("rewrite-0", "run-rewrite-r2"),
+        ("rewrite-1", "run-rewrite-r2"),
+    ]
+    assert register(Store(tiny.store), uri, "reach").written["rewrites"] == 2
+    registered = Store(uri)
+    assert registered.open("rewrites").count_rows() == 4
+    tree = registered.lineage("rewrite-1")
+    assert tree["model_id"] == "team/tiny-llm"
+    assert [one["id"] for one in tree["parents"]] == ["run-rewrite-r1", "run-rewrite-r2"]
+    assert [one["id"] for one in registered.descendants("rewrite-1")["children"]] == ["clip-r1-1", "clip-r2-1"]
+    assert registered.clips(run="run-rewrite-r1")["clip_id"].to_pylist() == ["clip-r1-0", "clip-r1-1"]
+    assert registered.count(verdict=["parses", "passed"]) == 4
+
+    (tiny_copy.root / "work").rename(tiny_copy.root / "work-before")
+    failed = '[{"name": "parses", "pass": false, "detail": "no verb"}]'
+    rows.seal(tiny_copy.root, "rewrites_r2", [one | {"verdicts": failed} for one in rows.rewrites("r2")])
+    build_catalog(tiny_copy.store, ("r1", "r2"), tiny_copy.runs, tiny_copy.files)
+    told = register(Store(tiny_copy.store), uri, "reach", replace=True)
+    assert told.written == {"rewrites": 2, "catalog": 2}
+    assert Store(uri).clips(verdict="parses", columns=["round"])["round"].to_pylist() == ["r2", "r2"]
+    assert Store(uri).read("rewrites", ["verdicts"], "was_generated_by = 'run-rewrite-r2'")["verdicts"].to_pylist() == [
+        failed,
+        failed,
+    ]
+    assert audit(Store(uri), decode=False) == []
 
 
 def test_what_no_id_holds_is_the_later_registration_s(tmp_path, tiny, tiny_copy, rows):
@@ -466,7 +501,7 @@ def test_an_experiment_more_costs_one_fragment_in_the_catalog_a_round_and_none_i
     for number in range(5):
         register(Store(tiny.store), tmp_path, f"experiment-{number}")
     fragments = {name: len(open_dataset(tmp_path / f"{name}.lance").get_fragments()) for name in TABLES}
-    one = {"seed": 1, "rollouts": 2, "scores": 2, "clips": 2, "runs": 1, "uses": 1}
+    one = {"seed": 1, "rollouts": 2, "rewrites": 2, "scores": 2, "clips": 2, "runs": 1, "uses": 1}
     assert fragments == one | {"catalog": 15, "registrations": 15}
 
 

@@ -35,6 +35,7 @@ def test_the_documentation_lists_every_column_as_it_is():
 @pytest.mark.parametrize(
     ("name", "stage"),
     [("seed", "seed"), ("rollouts_r1", "rollout@r1"), ("scores_r12", "score@r12"), ("clips_r2", "correct@r2")]
+    + [("rewrites_r3", "rewrite@r3"), ("rewrites", None)]
     + [(one, "catalog") for one in ("catalog", "runs", "uses")]
     + [(one, None) for one in ("rollouts", "scores", "clips")],
 )
