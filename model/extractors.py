@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model.rng import numpy_generator
-from model.weights import FILES, find_folder, one_line, read_config, sha256_of, weight_files
+from model.weights import (
+    FILES,
+    find_folder,
+    load_network,
+    load_tokenizer,
+    one_line,
+    read_config,
+    sha256_of,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -143,16 +151,18 @@ class Pretrained(Extractor):
     """A network of transformers, read from a folder of safetensors. Made by load()."""
 
     def __init__(self, name: str, folder: Path, model_id: str, revision: str | None, device: str) -> None:
+        import torch
         import transformers
 
         self.name, self.kind, self.device = name, KINDS[name], device
         config = read_config(folder, self.kind.model_types)
         weights = weight_files(folder)
-        self.model = _load_model(folder, self.kind).to(device)
+        options = {"dtype": torch.float32, "attn_implementation": "sdpa", **self.kind.options}
+        self.model = load_network("AutoModel", folder, **options).to(device)
         self.config = self.model.config
         self.num_frames = int(getattr(self.config, self.kind.video)) if self.kind.video else 0
         self.processor, processor_class = self._load_processor(folder)
-        self.tokenizer = _load_tokenizer(folder) if self.kind.text else None
+        self.tokenizer = load_tokenizer(folder) if self.kind.text else None
         self._tokenizing = threading.Lock()
         used = [p for p in sorted(folder.iterdir()) if p.name in FILES and not p.name.startswith("model")]
         self.identity = {
@@ -267,38 +277,6 @@ def load(name: str, source: str | Path | None = None, revision: str | None = Non
         return RandomConv(device)
     folder, model_id, commit = find_folder(KINDS[name].source if source is None else source, revision)
     return Pretrained(name, folder, model_id, commit, device)
-
-
-def _load_model(folder: Path, kind: Kind) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    try:
-        with _quiet():
-            model, report = AutoModel.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32,
-                attn_implementation="sdpa", output_loading_info=True, **kind.options,
-            )  # fmt: skip
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ExtractorError(f"{folder}: cannot be loaded: {one_line(error)}") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise ExtractorError(f"{folder}: the file lacks {len(lacking)} of the weights, {lacking[0]} among them")
-    return model.eval().requires_grad_(False)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any(
-        (folder / file).is_file() for file in ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
-    ):
-        raise ExtractorError(f"{folder}: no tokenizer in it")  # transformers would make an empty one
-    try:
-        with _quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ExtractorError(f"{folder}: no tokenizer in it ({one_line(error)})") from error
 
 
 def _prepare(frames: np.ndarray, resize: int, size: int) -> torch.Tensor:
@@ -416,17 +394,3 @@ def _embedding(output: Any) -> Any:
 
 def _with_text() -> Iterator[str]:
     return (name for name, kind in KINDS.items() if kind.text)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report on heads that are not used."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 FILES = (  # of a repository on the Hub, all that is ever fetched
     "config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "spiece.model",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
     "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors",
 )  # fmt: skip
 
@@ -53,8 +55,8 @@ def find_folder(source: str | Path, revision: str | None) -> tuple[Path, str, st
     return folder, str(source), folder.name
 
 
-def read_config(folder: Path, model_types: Sequence[str]) -> dict[str, Any]:
-    """config.json of a folder, whose model_type must be one of the given ones."""
+def read_config(folder: Path, model_types: Sequence[str] | None) -> dict[str, Any]:
+    """config.json of a folder, whose model_type must be one of the given ones (None: any)."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,8 +64,9 @@ def read_config(folder: Path, model_types: Sequence[str]) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{folder}/config.json is not JSON: {error}") from error
     found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in model_types:
-        raise WeightsError(f"{folder} holds a model of type {found!r}, asked for is {' or '.join(model_types)}")
+    if not isinstance(found, str) or (model_types is not None and found not in model_types):
+        wanted = " or ".join(model_types or ("a known type",))
+        raise WeightsError(f"{folder} holds a model of type {found!r}, asked for is {wanted}")
     if (folder / "adapter_config.json").exists():  # it would lead transformers to another repository
         raise WeightsError(f"{folder} holds an adapter; merge it into the model and save that")
     return config
@@ -91,6 +94,63 @@ def weight_files(folder: Path) -> list[Path]:
         if path.parent != folder or path.suffix != ".safetensors" or not path.is_file():
             raise WeightsError(f"{folder}/model.safetensors.index.json names {path.name}, which is not there")
     return paths
+
+
+def load_network(auto_class: str, folder: Path, **options: Any) -> Any:
+    """A network of transformers, such as AutoModelForCausalLM, from a folder of safetensors, ready to be asked.
+
+    No code of the folder runs. WeightsError where it cannot be loaded, or lacks weights: transformers would draw them
+    at random and go on.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    weight_files(folder)
+    try:
+        with quiet():
+            network, report = getattr(transformers, auto_class).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, **options,
+            )  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: cannot be loaded as {auto_class}: {one_line(error)}") from error
+    if lacking := sorted(report["missing_keys"]):
+        raise WeightsError(f"{folder}: the file lacks {len(lacking)} of the weights, {lacking[0]} among them")
+    return network.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder. WeightsError where there is none: transformers would make an empty one."""
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+    if not any((folder / name).is_file() for name in names):
+        raise WeightsError(f"{folder}: no tokenizer in it")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise WeightsError(f"{folder}: no tokenizer in it ({one_line(error)})") from error
+
+
+def digest_of(folder: Path) -> str:
+    """sha256:… over names and contents of all files of a folder that FILES names: its revision, so to speak."""
+    sums = {p.name: sha256_of(p) for p in sorted(folder.iterdir()) if any(fnmatch(p.name, f) for f in FILES)}
+    return f"sha256:{hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its report on heads that are not used."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def sha256_of(path: Path) -> str:

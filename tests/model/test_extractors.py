@@ -304,13 +304,13 @@ def test_a_folder_without_processor_or_tokenizer(copy):
     folder = copy("clip")
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(ExtractorError, match="no tokenizer in it"):
+    with pytest.raises(WeightsError, match="no tokenizer in it"):
         load("clip", folder)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ExtractorError, match="no tokenizer in it"):
+    with pytest.raises(WeightsError, match="no tokenizer in it"):
         load("clip", folder)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ExtractorError, match=r"no image processor in it.*save_pretrained\(folder\)"):
+    with pytest.raises(WeightsError, match=r"no image processor in it.*save_pretrained\(folder\)"):
         load("clip", folder)
 
 
@@ -319,13 +319,13 @@ def test_damaged_and_missing_weights(copy):
     weights = load_file(folder / "model.safetensors")
     lacking = {k: v for k, v in weights.items() if k != "layernorm.bias"}
     save_file(lacking, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ExtractorError, match=r"lacks 1 of the weights, layernorm\.bias"):
+    with pytest.raises(WeightsError, match=r"lacks 1 of the weights, layernorm\.bias"):
         load("dinov2", folder)
     save_file({**weights, "layernorm.bias": torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ExtractorError, match="cannot be loaded"):
+    with pytest.raises(WeightsError, match="cannot be loaded"):
         load("dinov2", folder)
     (folder / "model.safetensors").write_bytes(b"12345678 not weights")
-    with pytest.raises(ExtractorError, match="cannot be loaded"):
+    with pytest.raises(WeightsError, match="cannot be loaded"):
         load("dinov2", folder)
 
 
