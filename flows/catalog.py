@@ -13,7 +13,8 @@ from store.table import read_manifest, write_manifest
 
 
 def main(params: Params, full: bool = False) -> None:
-    tables = ["seed", *(f"{base}_{k}" for k in params.round_names for base in ("rollouts", "scores", "clips"))]
+    kinds = ("rollouts", "rewrites", "scores", "clips")
+    tables = ["seed", *(f"{kind}_{k}" for k in params.round_names for kind in kinds)]
     inputs = {name: path_digest(paths.manifest(name)) for name in tables}
     inputs["plans"] = path_digest(paths.PLANS)
     with Stage("catalog", params={"rounds": params.round_names}, inputs=inputs, record=False):

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_browse, cli_clips, cli_diff, cli_health, cli_lineage, cli_registry, cli_score, paths
+from flows import cli_browse, cli_clips, cli_diff, cli_health, cli_lineage, cli_registry, cli_rewrites, cli_score, paths
 from flows.command import say
 from flows.console import CommandError, Commands, Force, Out, StoreUri, check_out
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for commands in (cli_clips, cli_score, cli_lineage, cli_diff, cli_health, cli_registry, cli_browse):
+for commands in (cli_clips, cli_score, cli_lineage, cli_rewrites, cli_diff, cli_health, cli_registry, cli_browse):
     app.add_typer(commands.app)
 
 
@@ -56,6 +56,7 @@ Examples:
   bagger stats                                  drift and its parts by round
   bagger score a.mp4                            how far any video has drifted, and which way
   bagger lineage clip-0123456789abcdef          what that clip was made of
+  bagger reverse "a car drives into a tunnel"   what is true of it played backwards
   bagger browse                                 look at clips beside their rollouts
   bagger export clip-0123456789abcdef --out clip.mp4
   bagger COMMAND --help                         more examples""",

@@ -45,7 +45,9 @@ Rounds = Annotated[list[str] | None, _many("--round", "rK", "Only clips of this 
 Kinds = Annotated[list[str] | None, _many("--kind", "KIND", "corrective (unless you say otherwise), seed or all.")]
 Runs = Annotated[
     list[str] | None,
-    _many("--run", "RUN_ID", "Clips that a run made, whose rollouts or scores it made, or that it trained on."),
+    _many(
+        "--run", "RUN_ID", "Clips that a run made, whose rollouts, rewrites or scores it made, or that it trained on."
+    ),
 ]
 Drift = Annotated[
     str | None, typer.Option(metavar="LOW:HIGH", help="Drift in this range, ends included; 2: at least, :1 at most.")

@@ -9,7 +9,6 @@ import sys
 import traceback as tracebacks
 from collections.abc import Callable, Iterator
 
-from flows.params import load_params
 from store.errors import printable
 
 RESUMES = "interrupted; the same command continues the work"
@@ -32,6 +31,8 @@ def command(main: Callable[..., None]) -> None:
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args()
     with clear_errors(arguments.traceback, RESUMES):
+        from flows.params import load_params  # commands that ask the store know `say`, and should not wait for this
+
         params = load_params()
         given = {name: getattr(arguments, name) for name in ("round", "full") if hasattr(arguments, name)}
         main(params, **given)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from store import Store
 
 # How `bagger --help` lists its commands: to ask, to look, to try, to keep whole, to share.
-ORDER = ("clips stats score lineage diff browse export rollout rounds runs audit gc migrate register registry").split()
+ORDER = (
+    "clips stats score lineage reverse rewrites diff browse export rollout rounds runs audit gc migrate register "
+    "registry"
+).split()
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
 SIGPIPE_STATUS = 128 + 13
 
@@ -131,8 +134,11 @@ def json_pieces(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield "[]\n" if before == "[" else "]\n"
 
 
-def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Rows for a person: in a terminal a table that fits it, elsewhere plain aligned columns. Nothing is cut short."""
+def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], nothing: str = "no such clips") -> None:
+    """Rows for a person: in a terminal a table that fits it, elsewhere plain aligned columns. Nothing is cut short.
+
+    nothing: what is said on standard error where there is no row.
+    """
     cells = [[_cell(row[column]) for column in columns] for row in rows]
     right = [any(isinstance(row[column], int | float) for row in rows) for column in columns]
     if sys.stdout.isatty():
@@ -143,7 +149,7 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
             parts = zip(line, widths, right, strict=True)
             print("  ".join(text.rjust(w) if r else text.ljust(w) for text, w, r in parts).rstrip())
     if not rows:
-        say("no such clips")
+        say(nothing)
 
 
 def _print_rich(cells: Sequence[Sequence[str]], columns: Sequence[str], right: Sequence[bool]) -> None:

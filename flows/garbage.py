@@ -50,9 +50,9 @@ def garbage(rounds: Sequence[str] | None, *, unfinished: bool = False) -> list[G
     found = [*_work(unfinished), *_store()]
     if rounds is not None:
         found += _stale({"r0", *rounds})
-    for folder in (Path("data/manifests"), RUNS_FOLDER, paths.PLANS, Path("data")):
+    for folder in (Path("data/manifests"), RUNS_FOLDER, paths.PLANS, paths.ANSWERS, Path("data")):
         for path in sorted(folder.glob(".*")):
-            if path.is_file() and re.search(r"\.(json|parquet)\.(tmp|[0-9]+)$", path.name):
+            if path.is_file() and re.search(r"\.(jsonl?|parquet)\.(tmp|[0-9]+)$", path.name):
                 found.append(Garbage("draft", path, size_of(path), "yours", f"rm {path}"))
     return found
 

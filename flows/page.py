@@ -153,7 +153,8 @@ def details(uri: str, version: str, clip_id: str) -> dict[str, Any]:
     return {
         "facts": facts,
         "videos": parts,
-        "score": _score(store, clip.get("rollout_id")),
+        "score": _first(store, "scores", "rollout_id", clip.get("rollout_id")),
+        "rewrite": _first(store, "rewrites", "rewrite_id", clip.get("rewrite_id")),
         "tree": render_tree(store.lineage(clip_id)),
         "uses": uses,
     }
@@ -163,9 +164,10 @@ def _plain_columns(store: Store) -> Sequence[str]:
     return [name for name in store.open("catalog").schema.names if name not in ("look", "words")]
 
 
-def _score(store: Store, rollout_id: str | None) -> dict[str, Any] | None:
-    for name in store.tables("scores") if rollout_id else ():
-        if rows := store.read(name, where=equals("rollout_id", str(rollout_id))).to_pylist():
+def _first(store: Store, base: str, key: str, wanted: str | None) -> dict[str, Any] | None:
+    """The row of that id in the first table of a kind that has it."""
+    for name in store.tables(base) if wanted else ():
+        if rows := store.read(name, where=equals(key, str(wanted))).to_pylist():
             return dict(rows[0])
     return None
 

@@ -62,7 +62,7 @@ def show_clip(found: dict[str, Any]) -> None:
         st.caption("What it was made of, back to the source file and the first model.")
         st.code(found["tree"], language=None)
     with tabs["Rewrite"]:
-        rewrite_tab(clip)
+        rewrite_tab(clip, found["rewrite"])
     with tabs["Training"]:
         training_tab(found["uses"])
     with tabs["All facts"]:
@@ -184,7 +184,7 @@ def known(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def rewrite_tab(clip: dict[str, Any]) -> None:
+def rewrite_tab(clip: dict[str, Any], rewrite: dict[str, Any] | None) -> None:
     """How the prompt became one of the video played backwards."""
     if "rewrite_id" not in clip:
         st.info("A seed clip has the caption of its source.")
@@ -193,19 +193,45 @@ def rewrite_tab(clip: dict[str, Any]) -> None:
     for label, name in (("prompt of the rollout", "source_prompt"), ("prompt of this clip", "prompt")):
         st.caption(label)
         st.code(printable(clip[name]), language=None, wrap_lines=True)
-    verdicts = " · ".join(f"{one['name']} {'✓' if one['pass'] else '✗'}" for one in json.loads(clip["verdicts"]))
     told = {
         "reversal class": clip["reversal_class"],
-        "rewriter": f"{clip['rewriter_kind']} {clip['rewriter_version']}",
+        "rewriter": clip["rewriter_kind"],
         "marker": clip["marker_style"],
-        "fallback from": clip["fallback_from"] or "-",
-        "checks": verdicts or "none",
-        "attempts": clip["attempts"],
         "id": clip["rewrite_id"],
     }
-    st.text("\n".join(f"{key}: {printable(str(value))}" for key, value in told.items()))
+    if rewrite is None:
+        lines(told)
+        st.info("The store has no table of rewrites that tells more.")
+        return
+    told["rewriter"] += f" {rewrite['rewriter_version']}"
+    checks = [f"{one.get('name')} {'✓' if one.get('pass') else '✗'}" for one in listed(rewrite["verdicts"])]
+    known = {
+        "why": "; ".join(rewrite["reasons"]),
+        "changed": "; ".join(f"{one.get('source')} → {one.get('target')}" for one in listed(rewrite["spans"])),
+        "checks": " · ".join(checks) or "none",
+        "fallback from": rewrite["fallback_from"],
+        "attempts": rewrite["num_attempts"],
+        "author": rewrite["author"],
+        "model": rewrite["model_id"] and f"{rewrite['model_id']} {rewrite['model_revision'] or ''}",
+        "tokens": rewrite["input_tokens"] and f"{rewrite['input_tokens']} in, {rewrite['output_tokens']} out",
+    }
+    lines(told | {name: value for name, value in known.items() if value})
     st.caption("what the rewriter answered, unedited")
-    st.code(printable(clip["raw_output"]), language=None, wrap_lines=True)
+    st.code(printable(rewrite["raw_output"]), language=None, wrap_lines=True)
+
+
+def lines(told: Mapping[str, Any]) -> None:
+    """Facts, one a line."""
+    st.text("\n".join(f"{key}: {printable(str(value))}" for key, value in told.items()))
+
+
+def listed(text: str | None) -> list[dict[str, Any]]:
+    """A JSON list's objects; none for anything else."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def training_tab(uses: Sequence[dict[str, Any]]) -> None:

@@ -40,6 +40,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Device = Annotated[str, AfterValidator(_check_device)]
 
@@ -170,6 +172,44 @@ class RoundSettings(Section):
     steps: Count
 
 
+class LanguageModel(Section):
+    """Which language model is asked for reversed prompts, and how."""
+
+    kind: Literal["none", "openai", "transformers"]
+    model: Text | None
+    revision: Text | None
+    temperature: Temperature
+    retry_temperature: Temperature
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_tokens: Count
+    retries: Number
+
+
+class Similarity(Section):
+    """An encoder of texts, and how near a model's rewrite must be to the prompt, as cosine."""
+
+    source: Text | None
+    revision: Text | None
+    low: Cosine
+    high: Cosine
+
+
+class Entailment(Section):
+    """A classifier of natural language inference that judges a model's rewrites."""
+
+    source: Text | None
+    revision: Text | None
+
+
+class Rewriting(Section):
+    """How prompts are turned into ones of clips that play backwards."""
+
+    style: Literal["prefix", "inverted", "auto"]
+    llm: LanguageModel
+    similarity: Similarity
+    entailment: Entailment
+
+
 class Extractor(Section):
     """A pretrained network: its kind in model/extractors.py, and a folder or a Hub id at a revision."""
 
@@ -203,6 +243,15 @@ class Evaluation(Section):
     num_chunks: Annotated[int, Field(ge=2)]
 
 
+class EndpointSettings(Section):
+    """Where a language model is served, and how hard it may be asked. Answers do not depend on it."""
+
+    url: Text
+    concurrent: Count
+    per_minute: Positive | None
+    timeout: Positive
+
+
 class Resources(Section):
     """How the work is spread over the machine. Never part of an id, and no DVC stage depends on it.
 
@@ -214,6 +263,7 @@ class Resources(Section):
     checkpoint_every: Count
     device: Device
     compile: bool
+    endpoint: EndpointSettings
 
 
 class Params(Section):
@@ -232,6 +282,7 @@ class Params(Section):
     corrective: Corrective
     r0: SeedTraining
     rounds: dict[str, RoundSettings]
+    rewrite: Rewriting
     scoring: Scoring
     evaluation: Evaluation
     resources: Resources
@@ -272,6 +323,24 @@ class Params(Section):
             raise ValueError(
                 f"corrective.prefix_chunks: found {self.corrective.prefix_chunks}; expected less than "
                 f"clip.num_chunks = {self.clip.num_chunks}: the rest of the clip carries the loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rewriters(self) -> Params:
+        """A language model has a name, a server's no revision, and the band of similarity a width."""
+        llm, near = self.rewrite.llm, self.rewrite.similarity
+        if llm.kind != "none" and llm.model is None:
+            named = "its name there" if llm.kind == "openai" else "a folder or a Hub id"
+            raise ValueError(f"rewrite.llm.model: found None; expected {named}, since rewrite.llm.kind is {llm.kind}")
+        if llm.kind == "openai" and llm.revision is not None:
+            raise ValueError(
+                f"rewrite.llm.revision: found {llm.revision!r}; expected null with kind openai: it names what a folder "
+                "or Hub id is at, and a server's name of a model says it all"
+            )
+        if near.low > near.high:
+            raise ValueError(
+                f"rewrite.similarity.low: found {near.low}; expected at most rewrite.similarity.high = {near.high}"
             )
         return self
 

@@ -9,11 +9,18 @@ NATURAL = Path("data/natural.json")
 CATALOG_MANIFEST = Path("data/catalog.json")
 BASE = Path("models/base")
 REPORTS = Path("reports")
+OVERRIDES = Path("rewrites.yaml")
+ANSWERS = Path("data/answers")
 
 
 def manifest(table: str) -> Path:
     """Manifest of a sealed table."""
     return Path("data/manifests", f"{table}.json")
+
+
+def answers(round: str) -> Path:
+    """What a language model answered, as far as a round's rewrites came of it."""
+    return ANSWERS / f"{round}.jsonl"
 
 
 def plan(round: str) -> Path:

@@ -71,9 +71,13 @@ def build(root: Path, rows: SimpleNamespace, count: int = COUNT, drifts: float =
     scored = [score | curve | moved | exact | {"rollout_id": f"rollout-{n}", "drift": n * drifts} for n in ids]
     rows.seal(root, "scores_r1", scored)
     named = [
-        {"clip_id": f"clip-{n}", "prompt": prompts[n], "source_prompt": prompts[n], "raw_output": prompts[n]}
+        {"clip_id": f"clip-{n}", "prompt": prompts[n], "source_prompt": prompts[n], "rewrite_id": f"rewrite-{n}"}
         for n in ids
     ]
+    rewrite = rows.rewrites("r1")[0]
+    said = [{"rewrite_id": f"rewrite-{n}", "raw_output": prompts[n], "reasons": [prompts[n]]} for n in ids]
+    texts = [dict.fromkeys(("prompt", "source_prompt", "author"), prompts[n]) for n in ids]
+    rows.seal(root, "rewrites_r1", [rewrite | texts[n] | said[n] for n in ids])
     rows.seal(root, "clips_r1", [clip | media[n] | parents[n] | named[n] for n in ids])
     pools = [Pool("corrective", "r1", "clips_r1", [f"clip-{n}" for n in ids])]
     plan = root / "plans" / "r1.parquet"
@@ -191,7 +195,7 @@ def test_a_person_filters_opens_and_reads(page, served, filmed_store):
     page.get_by_role("tab", name="Lineage").click()
     tree = opened.get_by_text("clip clip-3").first
     tree.wait_for()
-    for words in ("rollout rollout-3", "seed seed-3", "rewrite rewrite-0", "run run-correct-r1"):
+    for words in ("rollout rollout-3", "seed seed-3", "rewrite rewrite-3", "run run-correct-r1"):
         assert words in opened.inner_text()
     page.get_by_role("tab", name="Rewrite").click()
     opened.get_by_text("checks: parses ✓").wait_for()
@@ -407,6 +411,7 @@ def test_what_was_not_measured_is_said(tmp_path, rows):
     rows.seal(tmp_path, "seed", rows.seed())
     rows.seal(tmp_path, "rollouts_r1", rows.rollouts("r1", model))
     rows.seal(tmp_path, "scores_r1", scores)
+    rows.seal(tmp_path, "rewrites_r1", rows.rewrites("r1"))
     rows.seal(tmp_path, "clips_r1", rows.clips("r1", model))
     build_catalog(store, ["r1"], [])
     app = run_page(store, clip="clip-r1-0")

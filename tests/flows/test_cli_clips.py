@@ -52,7 +52,7 @@ def films(rows, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("films")
     made = {"seed": rows.seed()[:2], "rollouts_r1": rows.rollouts("r1", "model-0"), "scores_r1": rows.scores("r1")}
-    made["clips_r1"] = rows.clips("r1", "model-0")
+    made |= {"clips_r1": rows.clips("r1", "model-0"), "rewrites_r1": rows.rewrites("r1")}
     for number, (name, table) in enumerate(made.items()):
         for place, row in enumerate(table):
             if "video" in row:

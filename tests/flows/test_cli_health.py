@@ -55,7 +55,7 @@ def test_a_whole_store_says_what_was_checked(bagger, project):
     set_rounds(bagger, 2)
     told = bagger("audit", "--quick")
     assert told.status == 0
-    assert told.out.startswith("10 tables: 0 errors, 0 warnings, ")
+    assert told.out.startswith("12 tables: 0 errors, 0 warnings, ")
     assert len(told.out.splitlines()) == 1
 
 
@@ -151,7 +151,7 @@ def test_runs_that_ended_and_runs_that_did_not(bagger, project, rows):
     assert (open_run["run_id"], open_run["begun_at"]) == (told["run_id"], told["begun_at"])
     assert (open_run["state"], open_run["rows"], open_run["resume"]) == ("interrupted", 2, "dvc repro rollout@r2")
     assert [one["stage"] for one in json.loads(bagger("runs", "--round", "r1", "--json").out)] == [
-        "rollout", "score", "correct", "mix", "train",
+        "rollout", "rewrite", "score", "correct", "mix", "train",
     ]  # fmt: skip
     assert "no such runs" in bagger("runs", "--stage", "report").err
     with acquire_lock(Path(".work/rollout-r2.lock"), "rollout-r2"):
@@ -206,7 +206,7 @@ def test_dry_run_lists_everything_and_deletes_nothing(bagger, project, rows):
         ("versions", "delete"), ("unfinished run", "keep"), ("stale table", "yours"), ("stale run record", "yours"),
     }  # fmt: skip
     stale = {one["path"]: one["why"] for one in json.loads(told.out) if one["kind"] == "stale table"}
-    assert set(stale) == {f"data/store/{base}_r2.lance" for base in ("rollouts", "scores", "clips")}
+    assert set(stale) == {f"data/store/{base}_r2.lance" for base in ("rollouts", "rewrites", "scores", "clips")}
     assert stale["data/store/clips_r2.lance"] == "rm -r data/store/clips_r2.lance data/manifests/clips_r2.json"
     assert tree(project) == before
     assert all(path.exists() for path in made.values())

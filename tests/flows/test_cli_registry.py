@@ -49,7 +49,8 @@ def test_register_then_ask_the_registry(bagger, project, tmp_path, request, plac
         request.getfixturevalue("s3")
     uri = f"s3://team/{tmp_path.name}-cli" if place == "s3" else tmp_path / "registry"
     dry = bagger("register", "--to", uri, "--store", project.store, "--dry-run")
-    assert dry.err == f"{uri}: would write 4 seed, 4 rollouts, 4 scores, 4 clips, 14 runs, 15 uses, 8 catalog\n"
+    rows = "4 seed, 4 rollouts, 4 rewrites, 4 scores, 4 clips, 16 runs, 15 uses, 8 catalog"
+    assert dry.err == f"{uri}: would write {rows}\n"
     assert bagger("registry", "--store", uri).err.startswith(f"error: nothing is registered in {uri}; `bagger register")
 
     told = bagger("register", "--to", uri, "--store", project.store)
@@ -61,7 +62,7 @@ def test_register_then_ask_the_registry(bagger, project, tmp_path, request, plac
         "reach       r2     new        2",
     ]
     assert "registering" in told.err
-    assert told.err.endswith(f"{uri}: wrote 4 seed, 4 rollouts, 4 scores, 4 clips, 14 runs, 15 uses, 8 catalog\n")
+    assert told.err.endswith(f"{uri}: wrote {rows}\n")
     again = bagger("register", "--to", uri, "--store", project.store, "--json")
     assert {one["state"] for one in json.loads(again.out)} == {"same"}
     assert again.err == f"{uri}: nothing to write, all of it is there\n"
@@ -89,7 +90,7 @@ def test_what_was_registered_is_recorded_with_commit_lock_and_manifests(bagger, 
     assert all(re.fullmatch("[0-9a-f]{64}", one["dvc_lock"]) for one in rows)
     sealed = {one.stem: json.loads(one.read_text())["digest"] for one in (project.root / "manifests").glob("*.json")}
     assert json.loads(rows[1]["manifests"]) == sealed
-    assert len(sealed) == 7
+    assert len(sealed) == 9
 
 
 def test_refusals_are_one_line_that_says_what_to_do(bagger, project, tmp_path, tiny_copy, rows):

@@ -97,6 +97,7 @@ def built(natural, real, rows, tmp_path_factory):
             | scorer.score(decode_video(generated["video"]), PREFIX, chunk_frames=CHUNK, fps=FPS).columns()
         )
         clips.append(rows.clips("r1", "model-0")[0] | backwards | lineage | {"clip_id": f"clip-r1-{n}"})
+    rows.seal(data, "rewrites_r1", rows.rewrites("r1"))
     for name, table in {"seed": seeds, "rollouts_r1": rollouts, "scores_r1": scores, "clips_r1": clips}.items():
         rows.seal(data, name, table)
     build_catalog(data / "store", ["r1"], [])

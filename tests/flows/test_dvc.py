@@ -29,7 +29,7 @@ COMMANDS = {
         f"flows/{name}.py"
         for name in ("cli_registry", "clip_files", "console", "garbage", "page", "page_clip", "repro", "revisions")
     ),
-    *(f"flows/{name}.py" for name in ("schedule", "unfinished", "video")),
+    *(f"flows/{name}.py" for name in ("cli_rewrites", "schedule", "unfinished", "video")),
     *(f"flows/{name}.py" for name in ("cli_score", "measures", "score_clips", "score_files")),
 }
 
@@ -93,6 +93,15 @@ def closure(file: str) -> set[str]:
 def test_code_deps_are_the_import_closure(stage):
     code = {dep for dep in stages()[stage]["deps"] if dep.endswith(".py")}
     assert code == closure(module_of(stage))
+
+
+def test_tables_and_templates_of_a_module_are_deps_where_it_is():
+    """Files beside the code that a module reads by name, as model/reversal_rules.toml."""
+    for stage, entry in stages().items():
+        for file in closure(module_of(stage)):
+            source = (ROOT / file).read_text()
+            read = {f"{Path(file).parent}/{name}" for name in re.findall(r"with_name\(\"([\w.]+)\"\)", source)}
+            assert {name for name in read if not name.endswith(".py")} <= set(entry["deps"]), (stage, file)
 
 
 def test_every_module_of_flows_is_a_stage_a_command_or_plumbing():

@@ -84,6 +84,14 @@ def test_int_where_float_is_meant_is_the_same_value(edited):
         ("routed_chunks: null", "routed_chunks: 0", "routed_chunks: found 0; expected greater than or equal to 1"),
         ("window_chunks: 6", "window_chunks: all", "context.window_chunks: found 'all'; expected a valid integer"),
         ("relative_sink: false", "relative_sink: 1", "sampler.relative_sink: found 1; expected a valid boolean"),
+        ("style: auto", "style: inverse", "rewrite.style: found 'inverse'; expected 'prefix', 'inverted' or 'auto'"),
+        ("kind: none", "kind: openai", "rewrite.llm.model: found None; expected its name there, since"),
+        ("kind: none", "kind: transformers", "rewrite.llm.model: found None; expected a folder or a Hub id, since"),
+        ("kind: none", "kind: gpt", "rewrite.llm.kind: found 'gpt'; expected 'none', 'openai' or 'transformers'"),
+        ("kind: none ", "kind: openai\n    modell: x ", "did you mean rewrite.llm.model?"),
+        ("low: 0.7 ", "low: 0.999 ", "rewrite.similarity.low: found 0.999; expected at most rewrite.similarity.high"),
+        ("retry_temperature: 0.4", "retry_temperature: 3", "llm.retry_temperature: found 3; expected less than"),
+        ("concurrent: 8", "concurrent: 0", "resources.endpoint.concurrent: found 0; expected greater than or equal"),
         (R2, R2.replace("r1", "r0"), "rounds.r2.prev: found 'r0'; expected 'r1'"),
         (R2, R2.replace("r2", "r5"), "found r1, r3, r5; expected r1, r2, r3"),
         (R2, "r2: {}", "rounds.r2.prev: missing"),
@@ -99,6 +107,16 @@ def test_mistake_is_named(edited, old, new, message):
         load_params(edited(old, new))
     assert message in str(caught.value)
     assert "params.yaml: " in str(caught.value)
+
+
+def test_a_served_model_has_no_revision(edited, tmp_path):
+    path = edited("kind: none ", "kind: openai ")
+    text = path.read_text().replace("model: null", "model: qwen3")
+    path.write_text(text.replace("revision: null  ", "revision: main  ", 1))
+    with pytest.raises(ParamsError, match="rewrite.llm.revision: found 'main'; expected null with kind openai"):
+        load_params(path)
+    path.write_text(path.read_text().replace("kind: openai", "kind: transformers"))
+    assert load_params(path).rewrite.llm.revision == "main"
 
 
 def test_all_mistakes_are_named_at_once(edited):

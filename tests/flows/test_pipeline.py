@@ -8,6 +8,7 @@ Two clones of what is in the working tree now, with tests/smoke.yaml as params.y
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -32,7 +33,7 @@ from store.video import decode_video, probe
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "tests" / "smoke.yaml"
 FOLDERS = ("flows", "store", "model", "assets")
-FILES = ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+FILES = ("dvc.yaml", "rewrites.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 ROUNDS = ("r0", "r1", "r2")
 
 pytestmark = [
@@ -268,11 +269,12 @@ def test_two_runs_give_the_same_digests(interrupted, loop):
 def test_every_out_is_there(loop):
     lock = YAML(typ="safe").load((loop.root / "dvc.lock").read_text())["stages"]
     outs = [out["path"] for stage in lock.values() for out in stage["outs"]]
-    assert len(lock) == 21
+    assert len(lock) == 23
     assert [out for out in outs if not (loop.root / out).exists()] == []
     assert json.loads(run(loop.root, "dvc", "status", "--json").stdout) == {}
     assert git(loop.root, "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]
-    for name in ("seed", *(f"{table}_{k}" for table in ("rollouts", "scores", "clips") for k in ROUNDS[1:])):
+    kinds = ("rollouts", "rewrites", "scores", "clips")
+    for name in ("seed", *(f"{kind}_{k}" for kind in kinds for k in ROUNDS[1:])):
         manifest = read_manifest(loop.root / "data" / "manifests" / f"{name}.json")
         assert content_manifest(loop.store, name) == manifest
         assert manifest.rows > 0
@@ -318,6 +320,7 @@ def test_artifacts_of_the_flows(loop):
         found = set(database.execute("select key, type from artifact"))
     for name in ROUNDS[1:]:
         assert {(f"rollouts-{name}", "image"), (f"clips-{name}", "image"), (f"scores-{name}", "table")} <= found
+        assert (f"rewrites-{name}", "table") in found
 
 
 REVERSED = """
@@ -379,7 +382,8 @@ def test_lineage_reaches_everything(loop):
                for k in ("base", "r0", "r1")}  # fmt: skip
     assert set(digests.values()) <= {node["id"] for node in found["model"]}
     assert {"r0", "r1"} <= {node["id"] for node in found["round"]}
-    assert {"mix", "train", "rollout", "correct", "seed"} <= {n["stage"] for n in found["run"] if "stage" in n}
+    stages = {node["stage"] for node in found["run"] if "stage" in node}
+    assert {"mix", "train", "rollout", "rewrite", "correct", "seed"} <= stages
     commit = git(loop.root, "rev-parse", "HEAD").strip()
     assert {n["git_commit"].rstrip("+") for n in found["run"] if "git_commit" in n} == {commit}
 
@@ -442,7 +446,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_another_round_leaves_the_others_alone(copy):
     set_rounds(3, copy / "params.yaml")
     changed = json.loads(run(copy, "dvc", "status", "--json").stdout)
-    new = {f"{stage}@r3" for stage in ("rollout", "score", "correct", "mix", "train", "evaluate")}
+    new = {f"{stage}@r3" for stage in ("rollout", "rewrite", "score", "correct", "mix", "train", "evaluate")}
     assert set(changed) == new | {"catalog", "report"}
 
 
@@ -464,5 +468,7 @@ def test_a_bad_source_leaves_the_store_as_it_was(copy, tmp_path):
 
 def test_other_resources_rerun_nothing(copy):
     text = (copy / "params.yaml").read_text()
-    (copy / "params.yaml").write_text(text.replace("workers: 2, rollout_batch: 4", "workers: 1, rollout_batch: 7"))
+    changed = re.sub(r"workers: 2\s+rollout_batch: 4", "workers: 1\n  rollout_batch: 7", text)
+    assert changed != text
+    (copy / "params.yaml").write_text(changed)
     assert json.loads(run(copy, "dvc", "status", "--json").stdout) == {}
