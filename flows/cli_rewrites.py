@@ -61,7 +61,7 @@ Classes, of the motion that is told:
 )
 def reverse(
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What a clip shows.", show_default=False)
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What a clip shows.", show_default=False)
     ] = None,
     file: Annotated[
         Path | None,
@@ -76,7 +76,7 @@ def reverse(
         ),
     ] = "auto",
     explain: Annotated[
-        bool, typer.Option("--explain", help="Also why, what was changed, what was checked, what was tried.")
+        bool, typer.Option("--explain", help="Also why, and what was tried before; with several prompts a block for each.")
     ] = False,
     as_json: Objects = False,
     model: Annotated[
@@ -231,8 +231,9 @@ def _block(made: Rewrite, explain: bool, named: bool) -> str:
     ]  # fmt: skip
     if explain:
         lines += [("why", one) for one in made.reasons]
-        lines += [("changed", f"{one.source or '-'} → {one.target or '-'} ({one.kind})") for one in made.spans]
-        lines += [("check", _check(one.name, one.passed, one.detail)) for one in made.verdicts]
+    lines += [("changed", f"{one.source or '-'} → {one.target or '-'} ({one.kind})") for one in made.spans]
+    lines += [("check", _check(one.name, one.passed, one.detail)) for one in made.verdicts]
+    if explain:
         if made.fallback_from:
             lines.append(("instead of", ", ".join(made.fallback_from)))
         for one in made.attempts[:-1]:

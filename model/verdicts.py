@@ -1,10 +1,13 @@
 """Whether a rewritten prompt may stand: what is checked, in which order, and what was found.
 
-A language model's proposal must be one line of the prompt's language and length, talk of the clip and not of the
-task, keep what is seen (nouns, numbers, names, quotes), turn every direction that the rules find in the prompt and
-the order of what happens, and lead back when it is reversed itself. Every verdict is kept with the rewrite, also of
-proposals that were turned down. Notable: none of this looks at the clip; a network cannot tell the direction of a
-video reliably (GPT-4o: 53 % of two, AoTBench, arXiv:2506.03340).
+A language model's proposal must be one line of the prompt's length and language, talk of the clip and not of the task,
+be another text unless all that it names looks the same backwards, keep what is seen (things, numbers, quotes), turn
+what the rules turn and the order of what happens, and lead back when it is reversed itself. Every verdict is kept with
+the rewrite, also of proposals that were turned down.
+
+Notable: the rules' own words are not asked for, only that no word that they replace stays; a rewrite that is turned
+down costs a marker, one that lies costs the truth. None of this looks at the clip; a network cannot tell the direction
+of a video reliably (GPT-4o: 53 % of two, AoTBench, arXiv:2506.03340).
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def test_yaml_can_be_pasted(bagger, tiny_copy, rows, folder):
     told = bagger("rewrites", "--store", tiny_copy.store, "--round", "r1", "--yaml")
     assert all(char.isprintable() or char == "\n" for char in told.out + told.err)
     assert told.err.startswith("rewrite-2 is left out: an entry: source: found the control character")
-    (folder / "r.yaml").write_text(told.out)
+    (folder / "r.yaml").write_text((ROOT / "rewrites.yaml").read_text() + told.out)
     assert {source: one.prompt for source, one in read_overrides(folder / "r.yaml").items()} == {
         " ".join(source.split()): made["prompt"] for source in sources[:2]
     }

@@ -310,7 +310,7 @@ def test_a_folder_without_processor_or_tokenizer(copy):
     with pytest.raises(WeightsError, match="no tokenizer in it"):
         load("clip", folder)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(WeightsError, match=r"no image processor in it.*save_pretrained\(folder\)"):
+    with pytest.raises(ExtractorError, match=r"no image processor in it.*save_pretrained\(folder\)"):
         load("clip", folder)
 
 

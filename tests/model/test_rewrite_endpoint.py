@@ -38,7 +38,7 @@ class Case:
 
     @property
     def unanswered(self) -> bool:
-        return self.failed[-1] == "answered" or any(reply.status != 200 for reply in self.back)
+        return self.failed[-1:] == ("answered",) or any(reply.status != 200 for reply in self.back)
 
 
 GARBLED, CUT = Reply(text='{"changed_spans": [{"fr'), replace(says("a ball"), finish_reason="length")
