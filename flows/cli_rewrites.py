@@ -76,7 +76,7 @@ def reverse(
         ),
     ] = "auto",
     explain: Annotated[
-        bool, typer.Option("--explain", help="Also why, and what was tried before; with several prompts a block for each.")
+        bool, typer.Option("--explain", help="Also why, and what was tried before; of every prompt.")
     ] = False,
     as_json: Objects = False,
     model: Annotated[

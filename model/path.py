@@ -102,6 +102,9 @@ class Path(Draft):
                 self.explain(k, k + 1)
                 k += 1
                 continue
+            if word in ("up", "down") and self.level(k + 1, end):
+                self.problem("novel", f"'{word} the street': whether that is a slope, nobody says")
+                return count
             if word == "from" and self.from_to(k, end, "direction"):
                 k, fresh, count = max(self.moves[-1][3], k + 1), True, count + 1
                 continue
@@ -135,6 +138,11 @@ class Path(Draft):
                 return count
             k, fresh = k + 1, False
         return count
+
+    def level(self, k: int, end: int) -> bool:
+        """Whether a street or a corridor follows: `down the street` may say along it, and no more."""
+        stop = next((j for j in range(k, end) if self.info[j].preposition), end)
+        return any("level" in self.info[j].kinds for j in range(k, stop))
 
     def reaches_up(self, k: int, mover: Mover) -> bool:
         """`walks up to the counter`, in which nobody climbs."""
