@@ -49,7 +49,7 @@ def dvc(root: Path, *arguments: str) -> str:
 
 def test_push_then_pull_into_an_empty_clone_brings_every_table_back(project, s3, tmp_path):
     names = table_names(project / "data/store")
-    assert len(names) == 10
+    assert len(names) == 12
     before = {name: content_manifest(project / "data/store", name) for name in names}
     asked = Store(project / "data/store").clips(kind="all", at="r1").to_pylist()
     assert len(asked) == 6
