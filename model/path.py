@@ -16,7 +16,7 @@ _ANYWHERE = frozenset(
     "forward backward upward downward upwards downwards leftward rightward leftwards rightwards inward outward inwards "
     "outwards clockwise counterclockwise".split()
 )
-_REFERRING = frozenset({"as", "it's", "it", "its", "them", "their", "him", "her", "his"})
+_REFERRING = frozenset({"another", "other", "others", "as", "it's", "it", "its", "them", "their", "him", "her", "his"})
 _SIDES = frozenset("left right front back top bottom side other behind above end edge".split())
 _PARTS = frozenset("of side edge corner hand half wall lane".split())  # to the left of …, to the left edge
 _OWNERS = frozenset({"the", "her", "his", "its", "their"})

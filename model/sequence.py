@@ -89,6 +89,8 @@ class Sequence(CameraMoves):
             return True  # pans left, tilts up, then zooms in
         if "as" in words or "while" in words or one.camera or other.camera:
             return False
+        if words == [","] and other.form == ING and one.form != ING:
+            return False  # enters the church, walking slowly
         if "when" in words or not words:
             return False if lasting else None
         if lasting:
