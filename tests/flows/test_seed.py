@@ -15,7 +15,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows import catalog, correct, evaluate, mix, natural, report, rollout, score, train
+from flows import catalog, correct, evaluate, mix, natural, report, rewrite, rollout, score, train
 from flows.command import command
 from flows.params import load_params
 from flows.seed import main
@@ -307,12 +307,13 @@ def test_the_loop_turns_on_a_users_folder(made, project, folder, seed):
     """Every later stage, in this process: no toy world, so no oracle, and prompts get the mark of a reversed video."""
     shutil.copytree(made / "data", "data")
     write_params(source=folder, rounds=1)
+    Path("rewrites.yaml").touch()
     params = load_params()
     natural.main(params)
     mix.main(params, "r0")
     train.main(params, "r0")
     evaluate.main(params, "r0")
-    for stage in (rollout, score, correct, mix, train, evaluate):
+    for stage in (rollout, score, rewrite, correct, mix, train, evaluate):
         stage.main(params, "r1")
     catalog.main(params)
     report.main(params)
