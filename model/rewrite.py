@@ -26,6 +26,9 @@ CLASSES = ("invariant", "equivariant", "novel", "irreversible")
 Style = Literal["prefix", "inverted", "auto"]
 
 
+_MARKED = rules.Span("", toyworld.MARKER.strip(), "marker")
+
+
 class RewriteError(ValueError):
     """A prompt that cannot be rewritten."""
 
@@ -188,9 +191,8 @@ def _by_rules(prompt: str, source: str, ruled: rules.Ruled, style: Style) -> Rew
     if style == "inverted" and ruled.still:
         text = source  # nothing moves, so nothing is to be marked
     if text is None:
-        made = _marked(prompt, source, ruled.reversal_class, ruled.reasons)
         tried = Attempt("rules", None, (Verdict("understood", False, "; ".join(ruled.reasons)),))
-        return replace(made, attempts=(tried, *made.attempts), fallback_from=("rules",))
+        return _marked(prompt, source, ruled.reversal_class, ruled.reasons, tried)
     unchanged = text == source
     verdicts = (Verdict("understood", True), Verdict("round_trip", True))
     return Rewrite(
@@ -216,21 +218,20 @@ def _meaning(description: toyworld.Description) -> toyworld.Description:
 def _unmarked(prompt: str, source: str) -> Rewrite:
     text = mark(source)
     ruled = rules.reverse(even(text))
-    made = _marked(prompt, source, ruled.reversal_class, ("its marker was taken away: reversed twice is forwards",))
-    return replace(made, marker_style="prefix" if is_marked(text) else "none")
+    reasons = ("its marker was taken away: reversed twice is forwards",)
+    return _marked(prompt, source, ruled.reversal_class, reasons)
 
 
-def _marked(prompt: str, source: str, kind: str, reasons: tuple[str, ...]) -> Rewrite:
+def _marked(prompt: str, source: str, kind: str, reasons: tuple[str, ...], *tried: Attempt) -> Rewrite:
+    """The marker put before a prompt, or taken away; tried: what gave up before."""
     text = mark(source)
-    verdicts = (
-        Verdict("changed", text != source),
-        Verdict("round_trip", mark(text).casefold() == source.casefold()),
-    )
-    attempt = Attempt("prefix", text, verdicts, text)
-    spans = (rules.Span("", toyworld.MARKER.strip(), "marker"),) if is_marked(text) else ()
+    marked = is_marked(text)
+    verdicts = (Verdict("changed", text != source), Verdict("round_trip", mark(text).casefold() == source.casefold()))
     return Rewrite(
-        text, prompt, "prefix", PREFIX_VERSION, kind, reasons, "prefix", spans, verdicts, (attempt,), (), text
-    )
+        text, prompt, "prefix", PREFIX_VERSION, kind, reasons, "prefix" if marked else "none",
+        (_MARKED,) if marked else (), verdicts, (*tried, Attempt("prefix", text, verdicts, text)),
+        tuple(one.rewriter for one in tried), text,
+    )  # fmt: skip
 
 
 def _advised(prompt: str, source: str, advice: Advice) -> Rewrite:

@@ -74,6 +74,8 @@ class _Analysis(Sequence):
         self.things()
         self.camera_words()
         for position, verb in enumerate(self.verbs):
+            if "irreversible" in self.classes:
+                return self.result()  # nothing else can change that
             later = (one.place for one in self.verbs[position + 1 :] if one.role != "stative")
             self.understand(verb, min(self.clause_end[verb.place], next(later, len(self.words))))
         self.unknown_words()
