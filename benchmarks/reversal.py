@@ -1,19 +1,18 @@
 """How often the rules of prompt reversal are right, how often they have an answer, and how fast they are.
 
-    python -m benchmarks.reversal gold                 # against pairs written by hand; --wrong shows the others
+    python -m benchmarks.reversal gold                 # against pairs written one by one; --wrong shows the others
     python -m benchmarks.reversal toy                  # against the toy world's own answer, 5,000 captions
     python -m benchmarks.reversal speed                # prompts a second on one core
     python -m benchmarks.reversal gold --file my.jsonl # other pairs: {"prompt", "class", "reversed": […]} a line
 
 `precision` is the share of the rewrites given that stand in the pair (spelling of toward/towards and
 backward/backwards aside); texts left unchanged count as rewrites. `recall` is the share of those pairs for which a
-rewrite exists that got a right one; the others took the marker, which is always true. An interval is Wilson's at 95
-%.
+rewrite exists that got a right one; the others took the marker, which is always true. Intervals are Wilson's, of 95 %.
 
-`tests/gold/reversals.jsonl` holds the pairs in the order in which they were written, by `set`: each set was written
-by somebody who had not seen the rules, and was first tried on rules that had not seen it. What was wrong then was
-mended, so the figures of today are of rules that know all sets but the last; the first figures of each set are in
-docs/log.md.
+`tests/gold/reversals.jsonl` holds the pairs in the order in which they were written, by `set`: each set was written,
+pair by pair, by a language model that had not seen the rules, and was first tried on rules that had not seen it. What
+was wrong then was mended, so the figures of today are of rules that know all sets; the first figures of each set are
+in docs/log.md. Twelve answers were added on a second reading.
 """
 
 import argparse

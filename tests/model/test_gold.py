@@ -1,4 +1,4 @@
-"""The rules of prompt reversal against pairs written by hand without having seen them (benchmarks/reversal.py)."""
+"""The rules of prompt reversal against pairs that were written without sight of them (benchmarks/reversal.py)."""
 
 import pytest
 
