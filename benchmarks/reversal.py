@@ -3,6 +3,7 @@
     python -m benchmarks.reversal gold                 # against pairs written one by one; --wrong shows the others
     python -m benchmarks.reversal toy                  # against the toy world's own answer, 5,000 captions
     python -m benchmarks.reversal speed                # prompts a second on one core
+    python -m benchmarks.reversal checks               # of a language model's proposals, tried on right and wrong ones
     python -m benchmarks.reversal gold --file my.jsonl # other pairs: {"prompt", "class", "reversed": […]} a line
 
 `precision` is the share of the rewrites given that stand in the pair (spelling of toward/towards and
@@ -22,6 +23,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import numpy as np
 
 from model import toyworld
 from model.rewrite import rewrite
+from model.verdicts import check
 
 GOLD = Path(__file__).parent.parent / "tests" / "gold" / "reversals.jsonl"
 CLASSES = ("invariant", "equivariant", "novel", "irreversible")
@@ -144,16 +147,31 @@ def speed(args: argparse.Namespace) -> None:
         print(f"{name:20} {len(prompts):5} prompts of {words:5.1f} words: {len(prompts) / least:7.0f} prompts/s")
 
 
+def checks(args: argparse.Namespace) -> None:
+    """The table of `checks`: shares of answers that pass, the round trip left out."""
+    pairs = read_pairs(args.file)
+    moving = [one for one in pairs if one["class"] != "invariant"]
+    right = [(one, text, one["class"]) for one in pairs for text in one["reversed"]]
+    foreign = [(one, next_["reversed"][0], one["class"]) for one, next_ in pairwise(pairs) if next_["reversed"]]
+    unchanged = [(one, one["prompt"], "invariant") for one in moving]
+    for name, cases in (("right answers", right), ("another pair's answer", foreign), ("left unchanged", unchanged)):
+        passed = sum(
+            all(one.passed for one in check(pair["prompt"], {"reversed_prompt": text, "reversal_class": kind}))
+            for pair, text, kind in cases
+        )
+        print(f"{name:22} {passed:6} of {len(cases):6} pass: {passed / len(cases):.3f}")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("gold", "toy", "speed"))
+    parser.add_argument("what", choices=("gold", "toy", "speed", "checks"))
     parser.add_argument("--file", type=Path, default=GOLD)
     parser.add_argument("--wrong", action="store_true", help="with gold: show each rewrite that its pair does not hold")
     parser.add_argument("--count", type=int, default=5000, help="with toy: captions")
     parser.add_argument("--rounds", type=int, default=7, help="with speed")
     args = parser.parse_args()
-    {"gold": gold, "toy": toy, "speed": speed}[args.what](args)
+    {"gold": gold, "toy": toy, "speed": speed, "checks": checks}[args.what](args)
 
 
 if __name__ == "__main__":
