@@ -37,6 +37,7 @@ class Draft(Verbs):
         self.moves: list[tuple[int, int, int, int]] = []
 
     def problem(self, kind: str, reason: str) -> None:
+        """Something that the rules cannot turn, of a reversal class."""
         self.classes.add(kind)
         self.problems.append(reason)
 

@@ -44,6 +44,7 @@ class Sentence:
         self.idioms()
 
     def foreign(self) -> bool:
+        """Whether the prompt has no letters, or too many that English has not."""
         if self.prompt.isascii():
             return not any(word[0].isalpha() for word in self.words)
         letters = [c for c in self.prompt if c.isalpha()]
@@ -77,6 +78,7 @@ class Sentence:
         return (after < len(capital) and capital[after]) or (before >= 0 and capital[before] and not first)
 
     def known(self, i: int) -> bool:
+        """Whether the table has the word at a place, so that a capital alone makes it no name."""
         word = self.low[i]
         return word in self.lex.readings or word in self.lex.adverbs or word in self.lex.kinds
 
@@ -119,6 +121,7 @@ class Sentence:
         self.still = self.lex.still.search(" ".join(self.low)) is not None
 
     def at(self, i: int) -> str:
+        """The word at a place in lower case; empty beyond the ends."""
         return self.low[i] if 0 <= i < len(self.low) else ""
 
     def before(self, i: int) -> int:
