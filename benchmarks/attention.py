@@ -18,7 +18,7 @@ import torch.nn.functional as functional
 
 from benchmarks import measure
 from model.attention import mask_for, masked_attention
-from model.masks import ChunkMask, Chunks, teacher_forcing
+from model.masks import ChunkMask, Chunks, teacher_forcing_mask
 
 CHUNK_LATENTS = {"tiny": 2, "mid": 1, "wan1.3b": 3}
 NUM_CHUNKS = 7
@@ -79,7 +79,7 @@ def main() -> None:
     size, device, _ = measure.setting(args)
     chunks = Chunks(CHUNK_LATENTS[args.size])
     frames = NUM_CHUNKS * chunks.size
-    masks = {"block-causal": ChunkMask(frames, chunks), "teacher forcing": teacher_forcing(frames, chunks)}
+    masks = {"block-causal": ChunkMask(frames, chunks), "teacher forcing": teacher_forcing_mask(frames, chunks)}
     rows = [row | {"": f"{kind}, {row['']}"} for kind, mask in masks.items() for row in compare(mask, args)]
     title = f"Masked attention, {args.size}, {args.dtype}: {frames} latents of {size.tokens_per_frame} tokens"
     measure.report(title, rows, args, device)

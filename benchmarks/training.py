@@ -28,7 +28,8 @@ import torch
 
 from benchmarks import measure, models, peers
 from model.causal import causalize
-from model.objectives import diffusion_forcing, noise
+from model.noising import noise
+from model.objectives import diffusion_forcing
 from model.rng import torch_generator
 
 VARIANTS = {

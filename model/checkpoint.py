@@ -1,7 +1,7 @@
 """Checkpoints of a training run: a folder per step with `tensors.safetensors` and `state.json`, no pickle.
 
-A checkpoint appears under its name whole or not at all: it is written under a temporary name, synced and renamed. The
-last two are kept, so a damaged newest one costs some steps, not the run.
+A checkpoint appears under its name whole or not at all: it is written under a temporary name, synced and renamed. More
+than one is kept, so a damaged newest one costs some steps, not the run.
 """
 
 import json
@@ -50,8 +50,13 @@ def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint under `folder` that can be read, or None. Half-written and damaged ones are passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            record = json.loads((path / "state.json").read_text())
-            return Checkpoint(record.pop("step"), load_file(path / "tensors.safetensors"), record)
+            return load(path)
         except (OSError, ValueError, KeyError, SafetensorError):
             continue
     return None
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in a folder `step-…`; OSError, ValueError, KeyError or SafetensorError for a damaged one."""
+    record = json.loads((path / "state.json").read_text())
+    return Checkpoint(record.pop("step"), load_file(path / "tensors.safetensors"), record)

@@ -178,7 +178,7 @@ class ChunkMask:
         return [reach.times(tokens_per_frame) for reach in (history + noisy if self.with_noisy else history)]
 
 
-def teacher_forcing(num_frames: int, chunks: Chunks, context: Context = Context()) -> ChunkMask:
+def teacher_forcing_mask(num_frames: int, chunks: Chunks, context: Context = Context()) -> ChunkMask:
     """The mask of [history | noisy], `num_frames` each, for clean or resampled history: see the module."""
     return ChunkMask(num_frames, chunks, context, with_noisy=True)
 

@@ -307,6 +307,17 @@ def s3(s3_server, monkeypatch):
     return s3_server
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Very small products are faster on one thread, above all where others want the cores too."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a whole pipeline in the toy base's layout, small and random, for 32x32 pixels and 8x8 latents."""

@@ -17,15 +17,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Very small products are faster on one thread, above all where others want the cores too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny_config():
     return dict(TINY)

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from model import attention
 from model.attention import mask_for, masked_attention
-from model.masks import ChunkMask, Chunks, Context, teacher_forcing
+from model.masks import ChunkMask, Chunks, Context, teacher_forcing_mask
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_the_block_mask_is_dense(mask, S):
 
 def test_compiled_flex_is_dense_for_one_mask_after_another():
     """At lengths that no block divides; with dynamic shapes the second mask came out wrong."""
-    for mask in (ChunkMask(9, Chunks(3), Context(1, 1)), teacher_forcing(5, Chunks(2, 1))):
+    for mask in (ChunkMask(9, Chunks(3), Context(1, 1)), teacher_forcing_mask(5, Chunks(2, 1))):
         S = 50
         q, k, v = qkv(mask, S)
         with torch.no_grad():
@@ -67,7 +67,7 @@ def test_compiled_flex_is_dense_for_one_mask_after_another():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_flex_is_dense_forward_and_backward():
-    mask = teacher_forcing(9, Chunks(3), Context(1, 1))
+    mask = teacher_forcing_mask(9, Chunks(3), Context(1, 1))
     ours, reference = ([x.cuda().requires_grad_() for x in qkv(mask, 50)] for _ in range(2))
     out = masked_attention(*ours, mask_for(mask, 50, torch.device("cuda")))
     expected = dense(*(x.cpu() for x in reference), mask).cuda()

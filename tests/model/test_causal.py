@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 from model.causal import causal_forward, causalize, decausalize, new_cache
-from model.masks import ChunkMask, Chunks, Context, teacher_forcing
+from model.masks import ChunkMask, Chunks, Context, teacher_forcing_mask
 from model.rope import rotary_table
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_one_pass_of_teacher_forcing_is_a_rollout_with_clean_commits(
     causalize(transformer)
     with torch.no_grad():
         both, levels = torch.cat([clean, noisy], dim=2), torch.cat([torch.zeros_like(sigmas), sigmas], dim=1)
-        mask, places = teacher_forcing(frames, chunks, context), [*range(frames)] * 2
+        mask, places = teacher_forcing_mask(frames, chunks, context), [*range(frames)] * 2
         whole = causal_forward(transformer, both, levels, text, positions_F=places, mask=mask)
         cache, out = new_cache(transformer, context), []
         for start, stop in chunks.runs(frames):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.masks import ChunkMask, Chunks, Context, teacher_forcing
+from model.masks import ChunkMask, Chunks, Context, teacher_forcing_mask
 
 
 @st.composite
@@ -90,7 +90,7 @@ def test_the_paper_s_layouts():
     """AnyFlow's 1, 3, 3, 2 and Self-Forcing's forbidden first chunk."""
     assert Chunks(3, 1).runs(9) == [(0, 1), (1, 4), (4, 7), (7, 9)]
     assert not ChunkMask(12, Chunks(3), Context(window_chunks=2)).dense()[9:, :3].any()
-    both = teacher_forcing(2, Chunks(1)).dense().int().tolist()
+    both = teacher_forcing_mask(2, Chunks(1)).dense().int().tolist()
     assert both == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
 
 
