@@ -14,7 +14,18 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_browse, cli_clips, cli_diff, cli_health, cli_lineage, cli_registry, cli_rewrites, cli_score, paths
+from flows import (
+    cli_browse,
+    cli_clips,
+    cli_diff,
+    cli_health,
+    cli_lineage,
+    cli_mix,
+    cli_registry,
+    cli_rewrites,
+    cli_score,
+    paths,
+)
 from flows.command import say
 from flows.console import CommandError, Commands, Force, Out, StoreUri, check_out
 
@@ -29,7 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for commands in (cli_clips, cli_score, cli_lineage, cli_rewrites, cli_diff, cli_health, cli_registry, cli_browse):
+for commands in (
+    cli_clips, cli_score, cli_lineage, cli_rewrites, cli_mix, cli_diff, cli_health, cli_registry, cli_browse
+):  # fmt: skip
     app.add_typer(commands.app)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # How `bagger --help` lists its commands: to ask, to look, to try, to keep whole, to share.
 ORDER = (
-    "clips stats score lineage reverse rewrites diff browse export rollout rounds runs audit gc migrate register "
+    "clips stats score lineage reverse rewrites mix diff browse export rollout rounds runs audit gc migrate register "
     "registry"
 ).split()
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line

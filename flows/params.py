@@ -9,8 +9,11 @@ Every round states its own settings in full, so that a DVC stage depends on the 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
+from collections.abc import Mapping
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -135,9 +138,22 @@ class Sampler(Section):
         return sigmas
 
 
+class Resampling(Section):
+    """How Resampling Forcing makes its history."""
+
+    shift: Positive
+    steps: Count
+    warmup: Share
+    parallel: bool
+
+
 class Train(Section):
     """What all training runs share; see params.yaml for each knob."""
 
+    objective: Literal[
+        "bagger", "diffusion_forcing", "teacher_forcing", "noise_augmentation", "corrupted_history",
+        "resampling_forcing",
+    ]  # fmt: skip
     batch_size: Count
     lr: Positive
     warmup: Number
@@ -147,6 +163,10 @@ class Train(Section):
     shift: Positive
     timestep: Literal["uniform", "logit_normal"]
     text_dropout: Share
+    precision: Literal["float32", "bfloat16"]
+    lora: Count | None
+    history_sigma: Share
+    resampling: Resampling
     log_every: Count
 
 
@@ -154,6 +174,16 @@ class Corrective(Section):
     """How corrective clips are learned from."""
 
     prefix_chunks: Count
+    prefix_sigma: Share
+
+
+class Mixture(Section):
+    """Which corrective clips take part in a training, how often, and in which order; of all rounds."""
+
+    where: Text | None
+    max_clips: Count | None
+    max_repeats: Count | None
+    order: Literal["mixed", "rounds", "ramp"]
 
 
 class SeedTraining(Section):
@@ -167,7 +197,7 @@ class RoundSettings(Section):
 
     prev: Text
     rollouts: Count
-    corrective: Share | Literal["uniform"]
+    corrective: Share | Literal["uniform"] | dict[str, Share]
     init: Literal["base", "previous"]
     steps: Count
 
@@ -261,6 +291,13 @@ class Resources(Section):
     workers: Count
     rollout_batch: Count
     checkpoint_every: Count
+    keep_checkpoints: Count
+    sample_every: Count | None
+    loader_workers: Number
+    processes: Count | Literal["auto"]
+    sharding: Literal["replicate", "shard"]
+    micro_batch: Count | None
+    gradient_checkpointing: bool
     device: Device
     compile: bool
     endpoint: EndpointSettings
@@ -280,6 +317,7 @@ class Params(Section):
     sampler: Sampler
     train: Train
     corrective: Corrective
+    mixture: Mixture
     r0: SeedTraining
     rounds: dict[str, RoundSettings]
     rewrite: Rewriting
@@ -327,6 +365,13 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_shares(self) -> Params:
+        """Shares by round are of rounds that there are by then, and leave room for seed clips that grow fewer."""
+        for name, settings in self.rounds.items():
+            check_shares(f"rounds.{name}.corrective", settings.corrective, name, self.mixture.order)
+        return self
+
+    @model_validator(mode="after")
     def _check_rewriters(self) -> Params:
         """A language model has a name, a server's no revision, and the band of similarity a width."""
         llm, near = self.rewrite.llm, self.rewrite.similarity
@@ -366,6 +411,24 @@ class Params(Section):
     def steps_of(self, name: str) -> int:
         """Optimiser steps of a round, r0 included."""
         return self.r0.steps if name == "r0" else self.round(name).steps
+
+
+def check_shares(key: str, corrective: float | str | Mapping[str, float], name: str, order: str) -> None:
+    """Whether a round can be mixed so; `key` is what an error calls the share. Raises ValueError."""
+    if isinstance(corrective, str):
+        return
+    shares = corrective if isinstance(corrective, Mapping) else {name: corrective}
+    until = [f"r{k}" for k in range(1, int(name[1:]) + 1)]
+    for one in shares:
+        if one not in until:
+            raise ValueError(f"{key}: found round {one!r}; expected rounds up to this one: {', '.join(until)}")
+    whole = sum(Fraction(repr(share)) for share in shares.values())  # of decimals exactly: 0.8 + 0.1 + 0.1 is 1
+    if whole > 1:
+        raise ValueError(f"{key}: found {shares}, {float(whole):g} in all; expected at most 1, the rest is seed")
+    if order == "ramp" and whole > Fraction(1, 2):
+        raise ValueError(
+            f"{key}: found {float(whole):g}; expected at most 0.5 with mixture.order ramp, which ends at twice that"
+        )
 
 
 def load_params(path: Path | str = PARAMS_FILE) -> Params:
@@ -427,7 +490,7 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
         entry = rounds[name]
         for key in RoundSettings.model_fields:
             if key in last:
-                entry.setdefault(key, last[key])
+                entry.setdefault(key, copy.deepcopy(last[key]))  # one mapping in two places would become an anchor
         entry["prev"] = f"r{k}"
         entry.fa.set_flow_style()
         last = entry
@@ -481,6 +544,9 @@ def _explain(item: Any, values: dict[str, Any]) -> str:
         return str(item["ctx"]["error"])
     path = _path_in(loc, values)
     key = ".".join(path)
+    if path[:1] == ("rounds",) and path[2:3] == ("corrective",):  # a union: pydantic reports each of its branches
+        key, seen = ".".join(path[:3]), values["rounds"][path[1]]["corrective"]
+        return f"{key}: found {seen!r}; expected a number from 0 to 1, or 'uniform', or such numbers by round"
     if kind == "extra_forbidden":
         allowed = _keys_of(path[:-1])
         near = difflib.get_close_matches(path[-1], allowed, n=1, cutoff=0.5)
@@ -491,8 +557,6 @@ def _explain(item: Any, values: dict[str, Any]) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{key}: found {seen!r}; expected a mapping with {', '.join(_keys_of(path)) or 'one entry per round'}"
     rule = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if path[-1] == "corrective":  # a union: pydantic reports each of its branches
-        rule = "a number from 0 to 1, or 'uniform'"
     return f"{key}: found {seen!r}; expected {rule.removeprefix('expected ')}"
 
 

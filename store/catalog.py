@@ -68,7 +68,7 @@ def build_catalog(
         raise StoreError(f"rounds are doubled: {', '.join(rounds)}")
     made_of = {tag: _made_of(tag, sources) for tag in (SEED_ROUND, *rounds)}
     kept = [] if full else _kept(store_dir, made_of)
-    parts = [(tag, _rows_of(store_dir, tag)) for tag in list(made_of)[len(kept) :]]
+    parts = [(tag, round_rows(store_dir, tag)) for tag in list(made_of)[len(kept) :]]
     records = [_parsed(record) for record in run_records]
     side = {"runs": _run_rows(records), "uses": uses_table(records, plans or {})}
     with contextlib.ExitStack() as stack:
@@ -182,8 +182,8 @@ def catalog_rounds(store: "Store") -> list[str]:
     return sorted(tags, key=lambda tag: tags[tag]["version"])
 
 
-def _rows_of(store_dir: Path, name: str) -> pa.Table:
-    """The catalog's rows of a round."""
+def round_rows(store_dir: Path, name: str) -> pa.Table:
+    """The catalog's rows of a round, from its sealed tables. Raises StoreError as `build_catalog`."""
     if name == SEED_ROUND:
         return _as_catalog(_read(store_dir, "seed"), {"round": SEED_ROUND, "table": "seed"})
     clips, scores = _read(store_dir, f"clips_{name}"), _read(store_dir, f"scores_{name}")

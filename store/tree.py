@@ -23,7 +23,7 @@ _HIDDEN = ("id", "type", "parents", "children", "repeated")
 _DETAIL = re.compile(
     "params|flow_run_id|ended_at_time|seconds|device|host|fps|height|width|num_frames|prefix_frames|prefix_latents"
     "|rng_name|extra|.*_sha256|vae_digest|digest|was_generated_by|plan_id|clip_id"
-    "|drift_part|drift_z|seam|naturalness_drift|latent_drift|oracle_.*|most_repeats"
+    "|drift_part|drift_z|seam|naturalness_drift|latent_drift|oracle_.*|.*_repeats"
     f"|drift_({'|'.join(DRIFT_PARTS)})"  # drift_parts names those that moved
 )
 _DETAIL_OF = {

@@ -17,7 +17,7 @@ PLUMBING = {
     *(f"{room}/__init__.py" for room in ROOMS),
     *(
         f"flows/{name}.py"
-        for name in ("batches", "command", "params", "paths", "process", "progress", "server", "stage")
+        for name in ("batches", "command", "params", "paths", "process", "progress", "samples", "server", "stage")
     ),
     *(f"store/{name}.py" for name in ("dataset", "errors", "manifest", "table")),
 }
@@ -29,7 +29,7 @@ COMMANDS = {
         f"flows/{name}.py"
         for name in ("cli_registry", "clip_files", "console", "garbage", "page", "page_clip", "repro", "revisions")
     ),
-    *(f"flows/{name}.py" for name in ("cli_rewrites", "schedule", "unfinished", "video")),
+    *(f"flows/{name}.py" for name in ("cli_mix", "cli_rewrites", "schedule", "unfinished", "video")),
     *(f"flows/{name}.py" for name in ("cli_score", "measures", "score_clips", "score_files")),
 }
 
@@ -197,7 +197,7 @@ def test_run_record_is_an_out_of_its_stage(stage):
         assert stage in ("catalog", "report")
         assert records == []
         return
-    name = re.search(r"with Stage\(\s*\"(\w+)\"", source)[1]
+    name = re.search(r"(?:with|=) Stage\(\s*\"(\w+)\"", source)[1]
     round = re.search(r"--round (\S+)", stages()[stage]["cmd"])
     assert records == [f"data/runs/{name}_{round[1]}.json" if round else f"data/runs/{name}.json"]
     assert module_of(stage) == f"flows/{name}.py"

@@ -70,6 +70,13 @@ def test_int_where_float_is_meant_is_the_same_value(edited):
         (STEPS, "  steps: 7.0 ", "r0.steps: found 7.0; expected a valid integer"),
         (SHARE, "corrective: 1.5", "rounds.r1.corrective: found 1.5; expected a number from 0 to 1"),
         (SHARE, "corrective: unifrom", "found 'unifrom'; expected a number from 0 to 1, or 'uniform'"),
+        (SHARE, "corrective: {r1: 1.5}", "rounds.r1.corrective: found {'r1': 1.5}; expected a number from 0 to 1"),
+        (SHARE, "corrective: {r2: 0.5}", "rounds.r1.corrective: found round 'r2'; expected rounds up to this one: r1"),
+        (R2, R2.replace(SHARE, "corrective: {r1: 0.5, r3: 0.1}"), "found round 'r3'; expected rounds up to this one"),
+        (R2, R2.replace(SHARE, "corrective: {r1: 0.5, r2: 0.6}"), "rounds.r2.corrective: found {'r1': 0.5, 'r2': 0.6}"),
+        ("order: mixed", "order: shuffled", "found 'shuffled'; expected 'mixed', 'rounds' or 'ramp'"),
+        ("where: null", "where: ''", "mixture.where: found ''; expected"),
+        ("max_clips: null", "max_clips: 0", "mixture.max_clips: found 0; expected greater than or equal to 1"),
         ("init: base,", "init: scratch,", "found 'scratch'; expected 'base' or 'previous'"),
         ("timestep: uniform", "timestep: normal", "found 'normal'; expected 'uniform' or 'logit_normal'"),
         ("device: auto", "device: gpu", "resources.device: found 'gpu'; expected auto, cpu, cuda"),
@@ -156,7 +163,7 @@ def test_set_rounds_leaves_a_bad_file_alone(edited):
         set_rounds(0, path)
 
 
-ROUNDS = re.search(r"rounds: .*?(?=\n\n)", SHIPPED.read_text(), re.DOTALL).group()
+ROUNDS = re.search(r"(?ms)^rounds: .*?(?=\n\n)", SHIPPED.read_text()).group()
 
 
 @pytest.mark.parametrize("rounds", ["", "rounds:", "rounds: {}", "rounds: 5", "rounds: [r1]", "rounds: {r1: }"])
@@ -178,6 +185,23 @@ def test_set_rounds_mends_a_gap_also_at_the_beginning(edited):
         load_params(path)
     assert set_rounds(1, path) == ["r1"]
     assert load_params(path).round("r1").corrective == 0.25
+
+
+def test_shares_by_round_are_taken_as_written_and_copied_to_new_rounds(edited):
+    shares = "corrective: {r1: 0.8, r2: 0.2}"
+    path = edited(R2, R2.replace(SHARE, shares))
+    assert load_params(path).round("r2").corrective == {"r1": 0.8, "r2": 0.2}
+    set_rounds(2, path)
+    assert set_rounds(4, path) == ["r1", "r2", "r3", "r4"]
+    assert load_params(path).round("r4").corrective == {"r1": 0.8, "r2": 0.2}
+
+
+def test_a_ramp_starts_from_at_most_half(edited):
+    path = edited("order: mixed", "order: ramp")
+    assert load_params(path).mixture.order == "ramp"
+    path.write_text(path.read_text().replace(R2, R2.replace(SHARE, "corrective: {r1: 0.25, r2: 0.26}")))
+    with pytest.raises(ParamsError, match=r"rounds\.r2\.corrective: found 0\.51; expected at most 0\.5 with mixture"):
+        load_params(path)
 
 
 @pytest.mark.parametrize(("old", "new"), [(LR, "lr: -1"), (R2, "r2: 5"), (R2, "r2: {stesp: 5}")])
