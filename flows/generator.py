@@ -30,6 +30,17 @@ def sampler_settings(params: Params) -> dict[str, Any]:
     }
 
 
+def rollout_settings(params: Params) -> RolloutSettings:
+    """The sampler of params."""
+    sampler, sigmas = params.sampler.model_dump(exclude={"negative_prompt", "sigmas"}), params.sampler.sigmas
+    return RolloutSettings(
+        chunk_latents=params.clip.chunk_latents,
+        sigmas=None if sigmas is None else tuple(sigmas),
+        **sampler,
+        **params.context.model_dump(),
+    )
+
+
 @dataclass(frozen=True)
 class Generated:
     """Rollouts with their prefix: `latents` float16 [B,C,F,h,w] and `frames`, uint8 [T,H,W,3] for each."""
@@ -49,14 +60,7 @@ class Generator:
         causalize(self.pipe.transformer)
         if params.resources.compile:
             self.pipe.transformer.compile_repeated_blocks()
-        sampler = params.sampler.model_dump(exclude={"negative_prompt", "sigmas"})
-        sigmas = params.sampler.sigmas
-        self.settings = RolloutSettings(
-            chunk_latents=params.clip.chunk_latents,
-            sigmas=None if sigmas is None else tuple(sigmas),
-            **sampler,
-            **params.context.model_dump(),
-        )
+        self.settings = rollout_settings(params)
         self.text_length = params.text.max_length
         self.negative = self._embed([params.sampler.negative_prompt])
 

@@ -33,6 +33,11 @@ def plan_summary(round: str) -> Path:
     return PLANS / f"{round}.json"
 
 
+def sample(round: str, step: int) -> Path:
+    """What a training showed after a step."""
+    return Path("samples", round, f"step-{step:06d}.mp4")
+
+
 def model(round: str) -> Path:
     """Pipeline folder of a round."""
     return Path("models", round)

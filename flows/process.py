@@ -6,6 +6,7 @@ cure: the child dies too, notices if it came too late for that, and never works 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -66,6 +67,30 @@ def die_with_dvc() -> bool:
             return False
         threading.Thread(target=_die_after, args=(watch,), name="die-with-dvc", daemon=True).start()
     return os.getsid(dvc) == os.getsid(0)
+
+
+def terminate_stages() -> bool:
+    """SIGTERM to the stage commands (`python -m flows.…`) that descend from this process: a training saves on it.
+
+    Not to what stands between, as a shell that ends takes its child along. Returns whether there was one (Linux).
+    """
+    found = False
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            children.setdefault(_parent_of(int(path.name)), []).append(int(path.name))
+    ahead = list(children.get(os.getpid(), ()))
+    while ahead:
+        pid = ahead.pop()
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            names = {word for word in words[1:4] if word.startswith(b"flows.")}
+            if Path(os.fsdecode(words[0])).name.startswith("python") and names - {b"flows.server"}:
+                os.kill(pid, signal.SIGTERM)
+                found = True
+                continue  # what it has started is its own business
+        ahead += children.get(pid, ())
+    return found
 
 
 def _die_after(watch: int) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
 from flows.command import RESUMES, clear_errors, say
 from flows.params import load_params
 from flows.paths import STORE
+from flows.process import terminate_stages
 from flows.server import prefect_server
 from store.table import open_table, table_names
 
@@ -35,6 +37,7 @@ def main(arguments: list[str]) -> int:
         return 0
     from dvc.cli import main as dvc
 
+    signal.signal(signal.SIGTERM, end)
     with clear_errors(interrupted=RESUMES), prefect_server():
         status = int(dvc(["repro", *arguments]))
     if status == 0:
@@ -44,6 +47,12 @@ def main(arguments: list[str]) -> int:
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
             dvc(["checkout", "--quiet", "--allow-missing"])
     return status
+
+
+def end(*_: object) -> None:
+    """On SIGTERM: a training saves what it has when it is asked to end; to die here at once would take it along."""
+    if not terminate_stages():
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def preflight() -> None:

@@ -1,47 +1,107 @@
-"""Stages `train_r0` and `train@rK`: fine-tune on a round's mixture; the result is a pipeline folder, models/rK."""
+"""Stages `train_r0` and `train@rK`: fine-tune on a round's mixture; the result is a pipeline folder, models/rK.
+
+One process or many: with more than one GPU, or `resources.processes`, this starts itself again under torchrun, and it
+may be started by torchrun (`torchrun --nproc-per-node 8 -m flows.train --round r1`), on several machines too. Rank 0
+keeps the stage's books. SIGTERM saves a checkpoint and ends with status 143; the same command goes on from there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from flows import paths
 from flows.command import command, say
+from flows.feed import feed
 from flows.params import Params
+from flows.process import die_with_dvc, die_with_parent
 from flows.progress import progress_bar
-from flows.stage import Stage, pick_device
+from flows.samples import Samples
+from flows.stage import Stage, StageError, pick_device
+from model import parallel
 from model.causal import causalize, decausalize
+from model.lora import add_lora, merge_lora
+from model.masks import Context
+from model.objectives import Objective
 from model.pipeline import encode_prompts, load_pipeline, model_digest, save_round
 from model.rng import derive_seed
-from model.training import Batch, Metrics, TrainSettings, train
+from model.training import Batch, Metrics, TrainingStopped, TrainSettings, train
 from store.loader import PlanLoader
+
+TERMINATED = 128 + signal.SIGTERM
+UNREPEATABLE = ("seconds", "wait")  # of the metrics
 
 
 def main(params: Params, round: str) -> None:
-    knobs, steps = params.train, params.steps_of(round)
+    device = pick_device(params.resources.device)
+    count = num_processes(params, device)
+    if count > 1 and "RANK" not in os.environ:
+        launch(count, round)
+        return
+    if "RANK" in os.environ:
+        die_with_parent()
+    team = parallel.join(device)
+    try:
+        with _stop_asked() as stop:
+            run(params, round, team, stop)
+    finally:
+        parallel.leave()
+
+
+def num_processes(params: Params, device: str) -> int:
+    """How many processes train on this machine: `resources.processes`, or by default one for each GPU."""
+    wanted = params.resources.processes
+    if wanted != "auto":
+        return wanted
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+def launch(count: int, round: str) -> None:
+    """This stage in `count` processes under torchrun, which die with this one. Raises SystemExit with their status."""
+    if "DVC_STAGE" in os.environ and not die_with_dvc():
+        raise StageError(f"train-{round}: dvc, which started this, is gone; run `dvc repro` again")
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    child = subprocess.Popen(
+        [*command, "-m", "flows.train", "--round", round], env=environment, preexec_fn=die_with_parent
+    )
+    with _stop_asked(lambda: child.send_signal(signal.SIGTERM)) as stop:
+        status = child.wait()
+    if status:
+        raise SystemExit(TERMINATED if stop() else 1)
+
+
+def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool]) -> None:
+    """What one process of a training does."""
+    settings = settings_of(params, round, team.device)
     prefix_chunks = params.corrective.prefix_chunks if round != "r0" else 0
     start = params.round(round).prev if round != "r0" and params.round(round).init == "previous" else "base"
     loader = PlanLoader(paths.STORE, paths.plan(round))
-    settings = TrainSettings(
-        num_steps=steps, seed=derive_seed("train", params.random_seed, round), chunk_latents=params.clip.chunk_latents,
-        **params.context.model_dump(), shift=knobs.shift, density=knobs.timestep,
-        learning_rate=knobs.lr, warmup_steps=knobs.warmup, weight_decay=knobs.weight_decay, grad_clip=knobs.clip,
-        ema_decay=knobs.ema, text_dropout=knobs.text_dropout, device=pick_device(params.resources.device),
-        checkpoint_every=params.resources.checkpoint_every, log_every=knobs.log_every,
-    )  # fmt: skip
-    with Stage(
+    stage = Stage(
         "train", round,
-        params={"train": knobs, "prefix_chunks": prefix_chunks, "clip": params.clip, "text": params.text,
+        params={"train": params.train, "prefix_chunks": prefix_chunks, "clip": params.clip, "text": params.text,
                 "recipe": settings.recipe()},
         inputs={"plan_digest": loader.plan_digest, "init_digest": model_digest(paths.model(start)),
                 "base_digest": model_digest(paths.BASE)},
-        resources={"device": settings.device},
-    ) as stage:  # fmt: skip
-        stage.device = settings.device
-        pipe = load_pipeline(paths.model(start), device=settings.device)
+        resources={"device": torch.device(team.device).type},
+    )  # fmt: skip
+    with contextlib.ExitStack() as books:
+        if team.rank == 0:
+            books.enter_context(stage)
+        team.wait()
+        stage.device = team.device if team.size == 1 else f"{torch.device(team.device).type} x {team.size}"
+        pipe = load_pipeline(paths.model(start), device=team.device)
         transformer = causalize(pipe.transformer).requires_grad_(True)
+        if params.train.lora:
+            add_lora(transformer, params.train.lora, settings.seed)
         texts: dict[str, torch.Tensor] = {}
 
         def embed(prompts: list[str]) -> torch.Tensor:
@@ -50,41 +110,116 @@ def main(params: Params, round: str) -> None:
                 texts.update(zip(new, encode_prompts(pipe, new, params.text.max_length).cpu(), strict=True))
             return torch.stack([texts[prompt] for prompt in prompts])
 
-        def batches(step: int) -> Batch:
-            rows = loader.batch(step, knobs.batch_size)
-            prefixes = [prefix_chunks if kind == "corrective" else 0 for kind in rows["kinds"]]
-            return Batch(rows["clip_ids"], torch.from_numpy(rows["latents"]), embed(rows["prompts"]), prefixes)
+        def batches(first: int) -> Iterator[Batch]:
+            fed = feed(
+                loader, first, settings.num_steps, params.train.batch_size, rank=team.rank, world_size=team.size,
+                workers=params.resources.loader_workers, pin_memory=team.device.startswith("cuda"),
+            )  # fmt: skip
+            for rows in fed:
+                prefixes = [prefix_chunks if kind == "corrective" else 0 for kind in rows.kinds]
+                yield Batch(rows.clip_ids, rows.latents_BCFhw, embed(rows.prompts), prefixes, rows.rows)
 
-        with progress_bar(steps, stage.label, "step") as bar:
+        bar = books.enter_context(progress_bar(settings.num_steps, stage.label, "step")) if team.rank == 0 else None
 
-            def progress(logged: Metrics) -> None:
-                bar.set_postfix(loss=f"{logged['loss']:.4f}", refresh=False)
-                bar.update(int(logged["step"] or 0) - bar.n)
+        def progress(logged: list[Metrics]) -> None:
+            if bar is not None:
+                bar.set_postfix(loss=f"{logged[-1]['loss']:.4f}", refresh=False)
+                bar.update(int(logged[-1]["step"] or 0) - bar.n)
+                write_losses(round, logged)
 
-            logged = train(transformer, batches, settings, stage.work, progress, empty_text_SD=embed([""])[0])
-        decausalize(transformer)
-        record: dict[str, Any] = {
-            "kind": "round", "round": round, "run_id": stage.run_id, "init": stage.inputs["init_digest"],
-            "base": stage.inputs["base_digest"], "plan_digest": loader.plan_digest,
-            "objective": "diffusion_forcing" if round == "r0" else "bagger", "recipe": settings.recipe(),
-            "clip": params.clip.model_dump(),
-            "text": params.text.model_dump(),
-        }  # fmt: skip
-        record = save_round(paths.BASE, transformer, paths.model(round), record)
-        write_losses(round, logged)
-        stage.outputs = {"model_digest": record["digests"]["model"], "loss": logged[-1]["loss"]}
-        say(f"{stage.label}: {record['digests']['model']}, last loss {logged[-1]['loss']:.4f}")
+        try:
+            logged = train(
+                transformer, batches, settings, stage.work, progress, empty_text_SD=embed([""])[0], team=team,
+                sharding=params.resources.sharding, stop=stop,
+                sample=Samples(params, pipe, round, team.rank == 0) if settings.sample_every else None,
+            )  # fmt: skip
+        except TrainingStopped as stopped:
+            if team.rank == 0:
+                say(f"{stage.label}: {stopped}; the same command goes on from there")
+            raise SystemExit(TERMINATED) from None
+        transformer = plain(transformer, params, start, team)
+        if team.rank == 0:
+            if params.train.lora:
+                merge_lora(transformer)
+            decausalize(transformer)
+            record: dict[str, Any] = {
+                "kind": "round", "round": round, "run_id": stage.run_id, "init": stage.inputs["init_digest"],
+                "base": stage.inputs["base_digest"], "plan_digest": loader.plan_digest,
+                "objective": settings.objective.name, "recipe": settings.recipe(), "clip": params.clip.model_dump(),
+                "text": params.text.model_dump(),
+            }  # fmt: skip
+            record = save_round(paths.BASE, transformer, paths.model(round), record)
+            write_losses(round, logged)
+            stage.outputs = {"model_digest": record["digests"]["model"], "loss": logged[-1]["loss"]}
+            say(f"{stage.label}: {record['digests']['model']}, last loss {logged[-1]['loss']:.4f}, {speed(logged)}")
+        team.wait()
+
+
+def settings_of(params: Params, round: str, device: str) -> TrainSettings:
+    """A round's training as params.yaml says."""
+    knobs, resources = params.train, params.resources
+    objective = Objective(
+        knobs.objective, params.clip.chunk_latents, Context(**params.context.model_dump()), knobs.timestep,
+        knobs.shift, params.corrective.prefix_sigma if round != "r0" else 0.0, knobs.history_sigma,
+        knobs.resampling.shift, knobs.resampling.steps, knobs.resampling.warmup, knobs.resampling.parallel,
+    )  # fmt: skip
+    return TrainSettings(
+        num_steps=params.steps_of(round), seed=derive_seed("train", params.random_seed, round), objective=objective,
+        learning_rate=knobs.lr, warmup_steps=knobs.warmup, weight_decay=knobs.weight_decay, grad_clip=knobs.clip,
+        ema_decay=knobs.ema, text_dropout=knobs.text_dropout, precision=knobs.precision, lora_rank=knobs.lora,
+        device=device, gradient_checkpointing=resources.gradient_checkpointing, micro_batch=resources.micro_batch,
+        checkpoint_every=resources.checkpoint_every, keep_checkpoints=resources.keep_checkpoints,
+        log_every=knobs.log_every, sample_every=resources.sample_every,
+    )  # fmt: skip
+
+
+def plain(transformer: Any, params: Params, start: str, team: parallel.Team) -> Any:
+    """The trained transformer in one process's memory, whatever it was spread over; in rank 0 alone."""
+    if team.size == 1:
+        return transformer
+    state = parallel.whole_state(transformer, keep=team.rank == 0)
+    if team.rank:
+        return None
+    whole = causalize(load_pipeline(paths.model(start)).transformer)
+    if params.train.lora:
+        add_lora(whole, params.train.lora, 0)
+    whole.load_state_dict(state)
+    return whole
+
+
+def speed(logged: list[Metrics]) -> str:
+    """Seconds of the logged steps, and the share of them in which the next batch was not there yet."""
+    seconds, wait = (sum(float(row[name] or 0) for row in logged) for name in ("seconds", "wait"))
+    return f"{seconds / len(logged):.3f} s a step, {wait / seconds:.1%} of it waiting for data"
 
 
 def write_losses(round: str, logged: list[Metrics]) -> None:
-    """CSV for `dvc plots`; without seconds, which are not repeatable."""
+    """CSV for `dvc plots`, written anew as it grows; without what is not repeatable."""
     path = paths.losses(round)
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [name for name in logged[0] if name != "seconds"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    names = [name for name in logged[0] if name not in UNREPEATABLE]
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in logged)
+    draft.replace(path)
+
+
+@contextlib.contextmanager
+def _stop_asked(then: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come, instead of dying of it."""
+    asked: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        asked.append(number)
+        then()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -1,99 +1,126 @@
-"""Training batches from a mixture plan: what step k sees is a pure function of (plan, k).
+"""Training batches from a mixture plan: what a position of the plan holds is a pure function of the plan alone.
 
-Notable: there is no state to checkpoint, so resuming at any step is exact. Latents are read in one go per table and
-batch; handles are opened when first used and left behind when the loader is pickled to another process.
+Notable:
+- There is no state to checkpoint, so resuming at any position is exact, for any number of processes and workers.
+- All of a plan is checked before the first batch: that the tables are those it was made from, that they hold its
+  clips, that their latents are of one VAE and one shape. Prompts are read then too; a batch reads latents alone.
+- Latents come from the file into the batch's array at once (store/values.py). They stay float16, as stored: numpy
+  needs five times as long as torch to make them float32.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lance
 import numpy as np
-import pyarrow as pa
 
 from store.errors import StoreError, few
-from store.latents import unpack_latents
-from store.mixture import read_plan
+from store.manifest import read_manifest
+from store.mixture import plan_tables, read_plan
 from store.table import open_table, read_table, row_offsets
-
-_COLUMNS = ["prompt", "latents", "latents_shape"]
+from store.values import Values
 
 
 class PlanLoader:
-    """Reads the clips of a plan from the sealed tables of a store; `len` is the plan's number of samples.
+    """The clips of a plan by position, from the sealed tables of a store; `len` is the plan's number of samples.
 
-    Attributes: plan_digest (64 hex), vae_digest (the VAE of every latent of the plan), num_clips (distinct clips).
-    Raises StoreError if the plan names clips that the store lacks, or if their latents are of different VAEs.
+    A map-style data set: `loader[position]`, and `loader.batch(positions)`, which torch's loaders know as
+    `__getitems__`. May be pickled to other processes.
+
+    Attributes: plan_digest (64 hex), vae_digest (the VAE of every latent of the plan), num_clips (distinct clips),
+    shape ([C,F,h,w] of every clip).
+    Raises StoreError if the plan was made from other tables or names clips that the store lacks, or if their latents
+    are of different VAEs or shapes.
     """
 
     def __init__(self, store_dir: Path, plan_path: Path):
         self.store_dir, self.plan_path = Path(store_dir), Path(plan_path)
         self.plan, self.plan_digest = read_plan(plan_path)
-        self._ids: list[str] = self.plan["clip_id"].to_pylist()
-        self._kinds: list[str] = self.plan["kind"].to_pylist()
-        self._tables: list[str] = self.plan["table"].to_pylist()
-        self._offsets: dict[str, dict[str, int]] = {}
-        self._datasets: dict[str, lance.LanceDataset] = {}
-
-        wanted: dict[str, set[str]] = {}
-        for clip_id, table in zip(self._ids, self._tables, strict=True):
-            wanted.setdefault(table, set()).add(clip_id)
-        self.num_clips = sum(len(ids) for ids in wanted.values())
+        self._check_tables()
+        names = np.array(self.plan["table"].to_pylist(), object)
+        ids = np.array(self.plan["clip_id"].to_pylist(), object)
+        self._values: list[Values] = []
+        self._table = np.empty(len(ids), np.int32)  # by position: which of _values,
+        self._offset = np.empty(len(ids), np.int64)  # and which row there
+        prompts = np.empty(len(ids), object)
         vaes: dict[str, str] = {}
-        for table, ids in sorted(wanted.items()):
-            self._offsets[table] = row_offsets(open_table(self.store_dir, table), table)
-            if absent := sorted(ids - self._offsets[table].keys()):
+        shapes: dict[tuple[int, ...], str] = {}
+        self.num_clips = 0
+        for number, table in enumerate(sorted(set(names))):
+            here = names == table
+            clips, which = np.unique(ids[here], return_inverse=True)
+            dataset = open_table(self.store_dir, table)
+            offsets = row_offsets(dataset, table)
+            if absent := [one for one in clips if one not in offsets]:
                 raise StoreError(
                     f"plan {self.plan_path} needs {len(absent)} clips that table {table} in {self.store_dir} lacks: "
-                    f"{few(absent)}; run `dvc repro mix@{self.plan_path.stem}`"
+                    f"{few(absent)}; {self._mend()}"
                 )
-            used = read_table(self.store_dir, table, ["vae_digest"], ids=sorted(ids))["vae_digest"]
-            vaes.update(dict.fromkeys(used.unique().to_pylist(), table))
+            rows = read_table(dataset, table, ["prompt", "latents_shape", "vae_digest"], ids=list(clips))
+            for vae in rows["vae_digest"].unique().to_pylist():
+                vaes.setdefault(vae, table)
+            for clip, shape in zip(clips, rows["latents_shape"].to_pylist(), strict=True):
+                shapes.setdefault(tuple(shape), clip)
+            self._values.append(Values(dataset, "latents"))
+            self._table[here] = number
+            self._offset[here] = np.array([offsets[one] for one in clips])[which]
+            prompts[here] = np.array(rows["prompt"].to_pylist(), object)[which]
+            self.num_clips += len(clips)
+        # Lists: an Arrow table takes as long to find a batch's texts as the file its latents.
+        self._texts: dict[str, list[str]] = {
+            "clip_ids": ids.tolist(),
+            "kinds": list(map(sys.intern, self.plan["kind"].to_pylist())),
+            "rounds": list(map(sys.intern, self.plan["round"].to_pylist())),
+            "prompts": prompts.tolist(),
+        }
         if len(vaes) != 1:
             found = ", ".join(f"{vae} in {table}" for vae, table in vaes.items())
             raise StoreError(f"plan {self.plan_path} mixes latents of {len(vaes)} VAEs: {found}; run `dvc repro`")
-        (self.vae_digest,) = vaes
+        if len(shapes) != 1:
+            found = ", ".join(f"{list(shape)} of {clip}" for shape, clip in shapes.items())
+            raise StoreError(f"plan {self.plan_path}: latents are {found}; clips of one plan must have one shape")
+        (self.vae_digest,), (self.shape,) = vaes, shapes
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self.plan.num_rows
 
-    def batch(self, step: int, batch_size: int) -> dict[str, Any]:
-        """Positions step*batch_size … of the plan.
+    def batch(self, positions: Sequence[int], out: np.ndarray | None = None) -> dict[str, Any]:
+        """The clips at these positions of the plan, in their order.
 
-        clip_ids, kinds ('seed' or 'corrective') and prompts: lists of B; latents: float32 [B,C,F,h,w], normalised.
-        Raises StoreError beyond the plan's end, and if the clips' latents have different shapes.
+        positions, clip_ids, kinds ('seed' or 'corrective'), rounds and prompts: lists of B; latents: float16
+        [B,C,F,h,w], normalised, in `out` if it is given: memory used again is several times as fast as fresh.
+        Raises StoreError for positions beyond the plan's end, for none, and for damage.
         """
-        start, stop = step * batch_size, (step + 1) * batch_size
-        if step < 0 or batch_size < 1 or stop > len(self):
-            raise StoreError(
-                f"plan {self.plan_path} has {len(self)} samples; step {step} of batches of {batch_size} is not in it"
-            )
-        ids, tables = self._ids[start:stop], self._tables[start:stop]
-        found: dict[str, tuple[str, np.ndarray]] = {}
-        for table in sorted(set(tables)):
-            here = sorted({one for one, its in zip(ids, tables, strict=True) if its == table})
-            rows = self._take(table, here)
-            for one, prompt, data, shape in zip(here, *(rows[column].to_pylist() for column in _COLUMNS), strict=True):
-                found[one] = (prompt, unpack_latents(data, shape))
-        first = found[ids[0]][1].shape
-        for one in ids:
-            if found[one][1].shape != first:
+        positions = [int(one) for one in positions]
+        if not positions or min(positions) < 0 or max(positions) >= len(self):
+            asked = f"{min(positions)} to {max(positions)}" if positions else "none"
+            raise StoreError(f"plan {self.plan_path} has {len(self)} samples; positions asked for: {asked}")
+        latents = np.empty((len(positions), *self.shape), "<f2") if out is None else out
+        tables, offsets = self._table[positions], self._offset[positions]
+        for number in np.unique(tables):
+            here = np.flatnonzero(tables == number)
+            self._values[number].read_into(latents, here.tolist(), offsets[here].tolist())
+        texts = {name: [column[one] for one in positions] for name, column in self._texts.items()}
+        return {"positions": positions, **texts, "latents": latents}
+
+    __getitems__ = batch
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """position, clip_id, kind, round, prompt, and latents [C,F,h,w] of one position."""
+        found = self.batch([position])
+        return {name.removesuffix("s") if name != "latents" else name: values[0] for name, values in found.items()}
+
+    def _check_tables(self) -> None:
+        """Whether the tables are still those that the plan was made from; older plans do not tell."""
+        for table, planned in sorted(plan_tables(self.plan_path).items()):
+            present = read_manifest(self.store_dir.parent / "manifests" / f"{table}.json").digest
+            if present != planned:
                 raise StoreError(
-                    f"step {step}: latents of {ids[0]} are {list(first)}, of {one} {list(found[one][1].shape)}; "
-                    "clips of one plan must have one shape"
+                    f"plan {self.plan_path} was made from table {table} of digest {planned}, the store's is {present}; "
+                    f"{self._mend()}"
                 )
-        return {
-            "clip_ids": ids,
-            "kinds": self._kinds[start:stop],
-            "prompts": [found[one][0] for one in ids],
-            "latents": np.stack([found[one][1] for one in ids]).astype(np.float32),
-        }
 
-    def _take(self, table: str, ids: Sequence[str]) -> pa.Table:
-        if table not in self._datasets:
-            self._datasets[table] = open_table(self.store_dir, table)
-        return self._datasets[table].take([self._offsets[table][one] for one in ids], columns=_COLUMNS)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_datasets": {}}
+    def _mend(self) -> str:
+        name = self.plan_path.stem
+        return f"run `dvc repro {'mix_r0' if name == 'r0' else f'mix@{name}'}`"

@@ -298,6 +298,8 @@ def test_metrics_and_plots(loop):
     assert not plots.get("errors")
     bars = plots["data"]["drift by round"][0]["content"]["data"]["values"]
     assert [bar["round"] for bar in bars] == ["real", *ROUNDS]
+    losses = plots["data"]["metrics/losses/r0.csv"][0]["content"]["data"]["values"]
+    assert [row["step"] for row in losses] == ["2", "4", "6"]
 
 
 def test_reports(loop):
