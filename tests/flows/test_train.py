@@ -28,19 +28,21 @@ from store.video import decode_video
 from tests.conftest import seed_rows
 from tests.flows.heldout import ROOT
 
-STEPS = 6
+STEPS = 24
 
 
 def smoke() -> str:
     """The smoke loop's params, without routing: which chunks are routed to jumps with the last bits."""
     text = (ROOT / "tests" / "smoke.yaml").read_text()
-    assert "r0: {steps: 6}" in text
-    assert "routed_chunks: 1}" in text
-    return text.replace("routed_chunks: 1}", "routed_chunks: null}")
+    for seen, wanted in (("routed_chunks: 1}", "routed_chunks: null}"), ("r0: {steps: 6}", f"r0: {{steps: {STEPS}}}"),
+                         ("sample_every: 3", "sample_every: null")):  # fmt: skip
+        assert seen in text
+        text = text.replace(seen, wanted)
+    return text
 
 
 def settings(**changes) -> Params:
-    """The same for a short r0; `resources` and `train` are changed by name."""
+    """The same; values of `resources` and `train` are changed by name."""
     params = YAML(typ="safe").load(smoke())
     params["resources"] |= {"checkpoint_every": 2, "sample_every": None}
     for name, value in changes.items():
@@ -135,36 +137,39 @@ def test_the_round_says_what_it_was_trained_with(whole):
 
 
 @pytest.mark.timeout(300)
-def test_sigterm_saves_and_the_same_command_goes_on(copy, whole):
-    slow = (
-        smoke()
-        .replace("checkpoint_every: 4", "checkpoint_every: 1000")
-        .replace("sample_every: 3", "sample_every: null")
-    )
-    (copy / "params.yaml").write_text(slow)
-    child = subprocess.Popen(command(), cwd=copy, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not paths.losses("r0").exists():  # after the second of six steps
-        assert child.poll() is None, child.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    child.send_signal(signal.SIGTERM)
-    _, told = child.communicate(timeout=120)
-    if child.returncode == 0:
-        pytest.skip("it was done before the signal came")
-    assert child.returncode == 143, told
-    assert "of 6; the same command goes on from there" in told
+def test_killed_and_terminated_the_same_command_goes_on(copy, whole):
+    def cut(number: int, when) -> tuple[int, str]:
+        """Start the training, send it a signal once `when()`; its status and what it said."""
+        child = subprocess.Popen(command(), cwd=copy, env=environment(), stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not when():
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        child.send_signal(number)
+        return child.wait(120), child.stderr.read()
+
+    def checkpoints() -> list[int]:
+        return sorted(int(path.name[5:]) for path in Path(".work").glob("train-r0-*/step-*"))
+
+    status, _ = cut(signal.SIGKILL, lambda: checkpoints() == [4])
+    assert status == -signal.SIGKILL
+    before = checkpoints()
+    status, told = cut(signal.SIGTERM, lambda: max(checkpoints()) > max(before))
+    assert status == 143, told
+    assert "continues what an interrupted run left" in told
+    assert f"train-r0: stopped after step {max(checkpoints())} of {STEPS}; the same command goes on from there" in told
     assert not Path("models/r0").exists()
     done = subprocess.run(command(), cwd=copy, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "continues what an interrupted run left" in done.stderr
     assert (digest(), losses()) == (whole["digest"], whole["losses"])
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_that_share_the_weights_make_a_plain_pipeline(copy, whole):
     text = smoke().replace("processes: auto", "processes: 2")
-    (copy / "params.yaml").write_text(text.replace("sharding: replicate", "sharding: shard"))
+    text = text.replace("sharding: replicate", "sharding: shard").replace("sample_every: null", "sample_every: 10")
+    (copy / "params.yaml").write_text(text)
     done = subprocess.run(command(), cwd=copy, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses() == pytest.approx(whole["losses"], rel=1e-4)
@@ -174,15 +179,15 @@ def test_two_processes_that_share_the_weights_make_a_plain_pipeline(copy, whole)
         pipe.transformer.state_dict().items(), alone.transformer.state_dict().values(), strict=True
     ):
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-4, name
-    assert sorted(path.name for path in Path("samples/r0").iterdir()) == ["step-000003.mp4"]
-    assert "train-r0: 6/6 step" in done.stderr
+    assert sorted(path.name for path in Path("samples/r0").iterdir()) == ["step-000010.mp4", "step-000020.mp4"]
+    assert f"train-r0: {STEPS}/{STEPS} step" in done.stderr
 
 
 def test_samples_are_videos_and_change_nothing(copy, whole, one_thread):
-    train.main(settings(resources_sample_every=4), "r0")
+    train.main(settings(resources_sample_every=20), "r0")
     assert digest() == whole["digest"]
     (made,) = Path("samples/r0").iterdir()
-    assert made.name == "step-000004.mp4"
+    assert made.name == "step-000020.mp4"
     assert len(decode_video(made)) == settings().clip.num_latents
 
 
