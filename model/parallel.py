@@ -34,19 +34,6 @@ class Team:
     size: int = 1
     device: str = "cpu"
 
-    def rows(self, batch_size: int) -> range:
-        """The rows of a step's batch that are this process's: a contiguous share.
-
-        Raises ParallelError if they do not split evenly.
-        """
-        if batch_size % self.size:
-            raise ParallelError(
-                f"a batch of {batch_size} clips does not split evenly over {self.size} processes; "
-                f"choose a train.batch_size that is a multiple of {self.size}"
-            )
-        share = batch_size // self.size
-        return range(self.rank * share, (self.rank + 1) * share)
-
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all of them must ask."""
         if self.size == 1:

@@ -68,9 +68,6 @@ def test_all_know_the_clip_that_one_found_broken(together):
     assert [one["poisoned"] for one in together[1]] == [[1.0], [1.0]]
 
 
-def test_rows_are_shared_evenly_or_not_at_all():
-    assert [Team(rank, 2).rows(8) for rank in (0, 1)] == [range(4), range(4, 8)]
-    with pytest.raises(ParallelError, match="batch of 8 clips does not split evenly over 3 processes"):
-        Team(0, 3).rows(8)
+def test_another_layout_is_refused():
     with pytest.raises(ParallelError, match="replicate or shard, not 'both'"):
         parallel.spread(model(), Team(0, 2), "both")
