@@ -95,16 +95,16 @@ def folder_of(root: Path, name: str, size: str) -> Path:
     return root / f"{name.partition(', format')[0]}-{size}".replace(" ", "-").replace(",", "")
 
 
-def libraries(size: str) -> list[str]:
-    """Those that can be had; values as small as the toy's are never compressed."""
+def libraries() -> list[str]:
+    """Those that can be had."""
     found = [one for one in LIBRARIES if one not in NEEDS or importlib.util.find_spec(NEEDS[one])]
     for one in LIBRARIES.keys() - found:
         print(f"{one} is left out: it is not installed", file=sys.stderr)
-    return [one for one in found if size != "toy" or one != "ours, latents not compressed"]
+    return found
 
 
 def rates(root: Path, size: str, tasks: list[str], workers: list[int], repeats: int, seconds: float) -> None:
-    names = libraries(size)
+    names = libraries()
     for number, (task, mixed) in itertools.product(workers, itertools.product(tasks, (False, True))):
         found: dict[str, list[dict[str, Any]]] = {one: [] for one in names}
         for _ in range(repeats):
@@ -130,7 +130,7 @@ def resuming(root: Path, changes: list[tuple[int, int]]) -> None:
     steps, stopped = count // batch, count // batch // 3
     print(f"\nResuming at batch {stopped} of {steps}, {count:,} clips an epoch\n")
     print("| | workers before, after | clips again | clips missing | in the same order |\n|---|---|---|---|---|")
-    for name in libraries("toy"):
+    for name in libraries():
         for before, after in changes:
             with tempfile.TemporaryDirectory() as scratch:
                 common = {
@@ -168,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = args.folder or Path(scratch)
         for size in args.sizes:
-            for name in libraries(size):
+            for name in libraries():
                 if not (folder := folder_of(root, name, size)).exists():
                     in_child("build", name=name, folder=str(folder), size=size)
             rates(root, size, args.tasks, args.workers, args.repeats, args.seconds)

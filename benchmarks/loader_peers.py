@@ -62,9 +62,7 @@ class Library:
 
 
 class Ours(Library):
-    """Sealed Lance tables and a plan, read by `flows.feed`; videos by `take`. compressed: as Lance would have it."""
-
-    compressed = True
+    """Sealed Lance tables and a plan, read by `flows.feed`; videos by `PlanLoader.videos` in torch's loader."""
 
     def build(self) -> None:
         import pyarrow as pa
@@ -76,10 +74,6 @@ class Ours(Library):
 
         for source, base in zip(SOURCES, (seed_rows()[0], clip_rows("r1", "m")[0]), strict=True):
             schema, _ = table_schema(source)
-            if not self.compressed:
-                place = schema.get_field_index("latents")
-                none = {**(schema.field(place).metadata or {}), b"lance-encoding:compression": b"none"}
-                schema = schema.set(place, schema.field(place).with_metadata(none))
             rows = ({**base, **clip, "latents_shape": list(self.shape)} for clip in clips(self.size, source))
             parts = iter(lambda rows=rows: list(itertools.islice(rows, 64)), [])
             batches = (batch for part in parts for batch in pa.Table.from_pylist(part, schema=schema).to_batches())
@@ -104,42 +98,28 @@ class Ours(Library):
         positions = [range(first, first + self.batch) for first in range(0, len(loader), self.batch)]
         yield from self._given(
             DataLoader(
-                Videos(self.folder, loader.plan["table"].to_pylist(), loader.plan["clip_id"].to_pylist()),
-                batch_sampler=positions,
-                collate_fn=self.collate,
-                num_workers=workers,
+                Videos(loader), batch_sampler=positions, collate_fn=_as_it_is, num_workers=workers,
                 multiprocessing_context="spawn" if workers else None,
-            )  # fmt: skip
-        )
-
-
-class OursUncompressed(Ours):
-    """The same with `lance-encoding:compression` none on the latents, which values below 32 KiB never have."""
-
-    compressed = False
+            )
+        )  # fmt: skip
 
 
 class Videos:
-    """Videos and prompts of positions, by Lance's own take."""
+    """Videos and prompts of positions."""
 
-    def __init__(self, folder: Path, tables: list[str], ids: list[str]):
-        self.folder, self.tables, self.ids = folder, tables, ids
-        self._open: dict[str, Any] = {}
+    def __init__(self, loader: Any):
+        self.loader = loader
 
-    def __getitems__(self, positions: range) -> list[dict[str, Any]]:
-        from store.table import open_table, read_table
+    def __getitems__(self, positions: range) -> dict[str, Any]:
+        texts = self.loader.texts
+        found = {"ids": texts["clip_ids"], "prompts": texts["prompts"]}
+        return {key: [column[one] for one in positions] for key, column in found.items()} | {
+            "video": self.loader.videos(positions)
+        }
 
-        found = {}
-        for table in {self.tables[one] for one in positions}:
-            if table not in self._open:
-                self._open[table] = open_table(self.folder, table)
-            ids = [self.ids[one] for one in positions if self.tables[one] == table]
-            rows = read_table(self._open[table], table, ["clip_id", "prompt", "video"], ids=ids).to_pylist()
-            found.update((row["clip_id"], row) for row in rows)
-        return [found[self.ids[one]] for one in positions]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class WebDataset(Library):
@@ -284,7 +264,6 @@ class Streaming(Library):
 
 LIBRARIES: dict[str, type[Library]] = {
     "ours": Ours,
-    "ours, latents not compressed": OursUncompressed,
     "WebDataset": WebDataset,
     "datasets": Datasets,
     "datasets, format arrow": DatasetsArrow,

@@ -29,7 +29,7 @@ class PlanLoader:
     `__getitems__`. May be pickled to other processes.
 
     Attributes: plan_digest (64 hex), vae_digest (the VAE of every latent of the plan), num_clips (distinct clips),
-    shape ([C,F,h,w] of every clip).
+    shape ([C,F,h,w] of every clip), texts (clip_ids, kinds, rounds and prompts, a list each by position).
     Raises StoreError if the plan was made from other tables or names clips that the store lacks, or if their latents
     are of different VAEs or shapes.
     """
@@ -41,6 +41,7 @@ class PlanLoader:
         names = np.array(self.plan["table"].to_pylist(), object)
         ids = np.array(self.plan["clip_id"].to_pylist(), object)
         self._values: list[Values] = []
+        self._videos: list[Values] = []
         self._table = np.empty(len(ids), np.int32)  # by position: which of _values,
         self._offset = np.empty(len(ids), np.int64)  # and which row there
         prompts = np.empty(len(ids), object)
@@ -63,12 +64,13 @@ class PlanLoader:
             for clip, shape in zip(clips, rows["latents_shape"].to_pylist(), strict=True):
                 shapes.setdefault(tuple(shape), clip)
             self._values.append(Values(dataset, "latents"))
+            self._videos.append(Values(dataset, "video"))
             self._table[here] = number
             self._offset[here] = np.array([offsets[one] for one in clips])[which]
             prompts[here] = np.array(rows["prompt"].to_pylist(), object)[which]
             self.num_clips += len(clips)
         # Lists: an Arrow table takes as long to find a batch's texts as the file its latents.
-        self._texts: dict[str, list[str]] = {
+        self.texts: dict[str, list[str]] = {
             "clip_ids": ids.tolist(),
             "kinds": list(map(sys.intern, self.plan["kind"].to_pylist())),
             "rounds": list(map(sys.intern, self.plan["round"].to_pylist())),
@@ -92,24 +94,39 @@ class PlanLoader:
         [B,C,F,h,w], normalised, in `out` if it is given: memory used again is several times as fast as fresh.
         Raises StoreError for positions beyond the plan's end, for none, and for damage.
         """
-        positions = [int(one) for one in positions]
-        if not positions or min(positions) < 0 or max(positions) >= len(self):
-            asked = f"{min(positions)} to {max(positions)}" if positions else "none"
-            raise StoreError(f"plan {self.plan_path} has {len(self)} samples; positions asked for: {asked}")
+        positions = self._checked(positions)
         latents = np.empty((len(positions), *self.shape), "<f2") if out is None else out
         tables, offsets = self._table[positions], self._offset[positions]
         for number in np.unique(tables):
             here = np.flatnonzero(tables == number)
             self._values[number].read_into(latents, here.tolist(), offsets[here].tolist())
-        texts = {name: [column[one] for one in positions] for name, column in self._texts.items()}
+        texts = {name: [column[one] for one in positions] for name, column in self.texts.items()}
         return {"positions": positions, **texts, "latents": latents}
 
     __getitems__ = batch
+
+    def videos(self, positions: Sequence[int]) -> list[bytes]:
+        """The mp4 files at these positions of the plan, in their order. Raises StoreError as `batch`."""
+        positions = self._checked(positions)
+        found: list[bytes] = [b""] * len(positions)
+        tables, offsets = self._table[positions], self._offset[positions]
+        for number in np.unique(tables):
+            here = np.flatnonzero(tables == number).tolist()
+            for place, video in zip(here, self._videos[number].read(offsets[here].tolist()), strict=True):
+                found[place] = video
+        return found
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """position, clip_id, kind, round, prompt, and latents [C,F,h,w] of one position."""
         found = self.batch([position])
         return {name.removesuffix("s") if name != "latents" else name: values[0] for name, values in found.items()}
+
+    def _checked(self, positions: Sequence[int]) -> list[int]:
+        positions = [int(one) for one in positions]
+        if not positions or min(positions) < 0 or max(positions) >= len(self):
+            asked = f"{min(positions)} to {max(positions)}" if positions else "none"
+            raise StoreError(f"plan {self.plan_path} has {len(self)} samples; positions asked for: {asked}")
+        return positions
 
     def _check_tables(self) -> None:
         """Whether the tables are still those that the plan was made from; older plans do not tell."""

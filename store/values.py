@@ -60,22 +60,45 @@ class Values:
                 raise
             raise StoreError(f"cannot read table {self.uri}: {str(error).splitlines()[0]}") from error
 
-    def _read_into(self, lines: list[memoryview], rows: Sequence[int], plain: "_Plain") -> None:
+    def read(self, rows: Sequence[int]) -> list[bytes]:
+        """The values of as many rows, whatever their lengths. Raises StoreError if the table cannot be read."""
+        try:
+            if self._plain is None:
+                return [bytes(value.as_buffer()) for value in self._taken(rows)]
+            return [self._read_one(row, self._plain) for row in rows]
+        except LANCE_ERRORS as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"cannot read table {self.uri}: {str(error).splitlines()[0]}") from error
+
+    def _read_one(self, row: int, plain: "_Plain") -> bytes:
+        size = int(plain.sizes[row])
+        data = os.pread(self._opened(plain), _HEADER + size, int(plain.starts[row]))
+        if len(data) != _HEADER + size or int.from_bytes(data[:_HEADER], "little") != size:
+            raise self._other_length(row, int.from_bytes(data[:_HEADER], "little"), size)
+        return data[_HEADER:]
+
+    def _opened(self, plain: "_Plain") -> int:
         if self._file is None:
             self._file = open(plain.path, "rb", buffering=0)  # closed with this object
-        file, header, due = self._file.fileno(), bytearray(_HEADER), len(lines[0]).to_bytes(_HEADER, "little")
+        return int(self._file.fileno())
+
+    def _taken(self, rows: Sequence[int]) -> Any:
+        if self._dataset is None:
+            self._dataset = lance.dataset(self.uri, version=self.version)
+        return self._dataset.take(list(rows), columns=[self.column])[self.column]
+
+    def _read_into(self, lines: list[memoryview], rows: Sequence[int], plain: "_Plain") -> None:
+        file, header, due = self._opened(plain), bytearray(_HEADER), len(lines[0]).to_bytes(_HEADER, "little")
         for line, row, start in zip(lines, rows, plain.starts[rows].tolist(), strict=True):
             if os.preadv(file, [header, line], start) != _HEADER + len(line) or header != due:
                 raise self._other_length(row, int.from_bytes(header, "little"), len(line))
 
     def _take_into(self, lines: list[memoryview], rows: Sequence[int]) -> None:
-        if self._dataset is None:
-            self._dataset = lance.dataset(self.uri, version=self.version)
         step = max(1, _TAKEN_AT_ONCE // len(lines[0]))
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
-            values = self._dataset.take(list(some), columns=[self.column])[self.column]
-            for line, row, value in zip(lines[start : start + step], some, values, strict=True):
+            for line, row, value in zip(lines[start : start + step], some, self._taken(some), strict=True):
                 data = memoryview(value.as_buffer()).cast("B")
                 if len(data) != len(line):
                     raise self._other_length(row, len(data), len(line))
@@ -93,10 +116,11 @@ class Values:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Where each row's length and value stand in the file: int64 [rows]."""
+    """Where each row's length and value stand in the file, and how many bytes the value is: int64 [rows]."""
 
     path: Path
     starts: np.ndarray
+    sizes: np.ndarray
 
 
 def _plain(dataset: lance.LanceDataset, column: str) -> _Plain | None:
@@ -115,7 +139,7 @@ def _plain(dataset: lance.LanceDataset, column: str) -> _Plain | None:
     alike = {re.sub(r"(num_\w+): \d+", r"\1", page.encoding) for page in pages}
     if len(alike) != 1 or any(len(page.buffers) != 2 for page in pages):
         return None
-    starts = []
+    starts, sizes = [], []
     with open(path, "rb") as file:
         for page in pages:
             values, index = page.buffers
@@ -124,7 +148,8 @@ def _plain(dataset: lance.LanceDataset, column: str) -> _Plain | None:
             if offsets is None:
                 return None
             starts.append(values.position + offsets[:-1])
-        found = _Plain(path, np.concatenate(starts))
+            sizes.append(np.diff(offsets) - _HEADER)
+        found = _Plain(path, np.concatenate(starts), np.concatenate(sizes))
         first = dataset.take([0], columns=[column])[column][0].as_py()
         file.seek(found.starts[0])
         same = first is not None and file.read(_HEADER + len(first)) == len(first).to_bytes(_HEADER, "little") + first

@@ -27,7 +27,7 @@ def wide(rows, tmp_path_factory):
         for number in range(10):
             data, shape = pack_latents(draw.standard_normal((4, 3, 8, 8)))
             one = {"clip_id": f"{kind}-{number}", "prompt": f"{name} {number}", "latents": data, "latents_shape": shape}
-            made.append({**base, **one})
+            made.append({**base, **one, "video": draw.bytes(3000 + 100 * number)})
         rows.seal(root, name, made)
     pools = [
         Pool("seed", "r0", "seed", [f"seed-{n}" for n in range(10)]),
@@ -59,14 +59,16 @@ def test_batches_follow_the_plan(tiny):
 def test_latents_are_the_bytes_of_the_table_however_they_are_read(name, request):
     made = request.getfixturevalue(name)
     loader = PlanLoader(made.store, made.root / "plans" / "r1.parquet")
-    assert {one.direct for one in loader._values} == {name == "wide"}
+    assert {one.direct for one in (*loader._values, *loader._videos)} == {name == "wide"}
     copy = pickle.loads(pickle.dumps(loader))
     positions = [7, 0, 11, 7, 3, 1]
     for some in (loader, copy):
         batch = some.batch(positions)
         for row, position in enumerate(positions):
             table = loader.plan["table"][position].as_py()
-            stored = read_table(made.store, table, ["latents", "prompt"], ids=[batch["clip_ids"][row]]).to_pylist()[0]
+            columns = ["latents", "prompt", "video"]
+            stored = read_table(made.store, table, columns, ids=[batch["clip_ids"][row]]).to_pylist()[0]
+            assert some.videos(positions)[row] == stored["video"]
             assert batch["latents"][row].tobytes() == stored["latents"]
             assert batch["prompts"][row] == stored["prompt"]
             single = some[position]
@@ -124,6 +126,11 @@ def test_a_damaged_row_is_named(wide, tmp_path):
         file.write((77).to_bytes(8, "little"))
     with pytest.raises(StoreError, match=rf"seed.lance, row {row}: latents is 77 bytes where 1536 are due"):
         loader.batch([position])
+    videos = loader._videos[loader._table[position]]
+    with open(videos._plain.path, "r+b") as file:
+        file.truncate(int(videos._plain.starts[row]) + 20)
+    with pytest.raises(StoreError, match=rf"seed.lance, row {row}: video is \d+ bytes where \d+ are due"):
+        loader.videos([position])
 
 
 def test_clips_that_the_store_lacks_are_refused(tiny, tmp_path):
