@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from model.training import Batch, Metrics, TrainingStopped, TrainSettings, train
 from store.loader import PlanLoader
 
 TERMINATED = 128 + signal.SIGTERM
+TEXT_ROOM = 2**30  # bytes of prompt embeddings that are kept
 UNREPEATABLE = ("seconds", "wait")  # of the metrics
 
 
@@ -102,13 +103,8 @@ def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool
         transformer = causalize(pipe.transformer).requires_grad_(True)
         if params.train.lora:
             add_lora(transformer, params.train.lora, settings.seed)
-        texts: dict[str, torch.Tensor] = {}
-
-        def embed(prompts: list[str]) -> torch.Tensor:
-            new = sorted({prompt for prompt in prompts if prompt not in texts})
-            if new:
-                texts.update(zip(new, encode_prompts(pipe, new, params.text.max_length).cpu(), strict=True))
-            return torch.stack([texts[prompt] for prompt in prompts])
+        texts = Texts(lambda prompt: encode_prompts(pipe, [prompt], params.text.max_length)[0].cpu())
+        texts.ahead(loader.texts["prompts"])
 
         def batches(first: int) -> Iterator[Batch]:
             fed = feed(
@@ -117,7 +113,7 @@ def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool
             )  # fmt: skip
             for rows in fed:
                 prefixes = [prefix_chunks if kind == "corrective" else 0 for kind in rows.kinds]
-                yield Batch(rows.clip_ids, rows.latents_BCFhw, embed(rows.prompts), prefixes, rows.rows)
+                yield Batch(rows.clip_ids, rows.latents_BCFhw, texts(rows.prompts), prefixes, rows.rows)
 
         bar = books.enter_context(progress_bar(settings.num_steps, stage.label, "step")) if team.rank == 0 else None
 
@@ -129,7 +125,7 @@ def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool
 
         try:
             logged = train(
-                transformer, batches, settings, stage.work, progress, empty_text_SD=embed([""])[0], team=team,
+                transformer, batches, settings, stage.work, progress, empty_text_SD=texts([""])[0], team=team,
                 sharding=params.resources.sharding, stop=stop,
                 sample=Samples(params, pipe, round, team.rank == 0) if settings.sample_every else None,
             )  # fmt: skip
@@ -153,6 +149,37 @@ def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool
             stage.outputs = {"model_digest": record["digests"]["model"], "loss": logged[-1]["loss"]}
             say(f"{stage.label}: {record['digests']['model']}, last loss {logged[-1]['loss']:.4f}, {speed(logged)}")
         team.wait()
+
+
+class Texts:
+    """Embeddings of prompts, kept as long as there is room: a prompt of Wan's takes 8 MB, and the toy's all fit.
+
+    Each is computed alone, so that its last bits do not depend on which others a process met beside it.
+    """
+
+    def __init__(self, encode: Callable[[str], torch.Tensor], room: int = TEXT_ROOM):
+        self.encode, self.room = encode, room
+        self.kept: dict[str, torch.Tensor] = {}  # the least recently used first
+
+    def ahead(self, prompts: Iterable[str]) -> None:
+        """Compute them now, if there is room for all."""
+        wanted = sorted(set(prompts))
+        if len(wanted) * self._one("").nbytes <= self.room:
+            for prompt in wanted:
+                self._one(prompt)
+
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [B, S, D]."""
+        return torch.stack([self._one(prompt) for prompt in prompts])
+
+    def _one(self, prompt: str) -> torch.Tensor:
+        found = self.kept.pop(prompt, None)
+        if found is None:
+            found = self.encode(prompt)
+        self.kept[prompt] = found
+        while len(self.kept) > 1 and len(self.kept) * found.nbytes > self.room:
+            del self.kept[next(iter(self.kept))]
+        return found
 
 
 def settings_of(params: Params, round: str, device: str) -> TrainSettings:

@@ -215,3 +215,22 @@ def test_a_plan_of_another_store_is_refused(copy):
     table.seal(paths.STORE, paths.manifest("seed"), [row[key] for row in rows])
     with pytest.raises(StoreError, match="dvc repro mix_r0"):
         train.main(settings(), "r0")
+
+
+def test_texts_are_computed_alone_and_kept_while_there_is_room():
+    asked: list[str] = []
+
+    def encode(prompt: str) -> torch.Tensor:
+        asked.append(prompt)
+        return torch.full((2, 4), float(len(prompt)))
+
+    texts = train.Texts(encode, room=3 * 32)
+    texts.ahead(["b", "a", "b"])
+    assert asked == ["", "a", "b"]
+    assert texts(["a", "", "a"])[:, 0, 0].tolist() == [1, 0, 1]
+    assert asked == ["", "a", "b"]
+    texts(["ccc"])  # b, the least recently used, makes room
+    texts(["a", "", "ccc", "b"])
+    assert asked == ["", "a", "b", "ccc", "b"]
+    texts.ahead(["a", "b", "c", "d"])  # no room for all: as they come
+    assert "d" not in asked
