@@ -131,6 +131,10 @@ def _arms() -> dict[str, Arm]:
         variant("long_random", "random windows of rollouts twice as long", rollout_times=2, window="random"),
         variant("forwards", "rollouts as they are, with their prompts", backwards=False, prompts="original"),
     ]
+    for name, knobs in (("teacher_forcing", {}), ("corrupted_history", {"history_sigma": 0.3})):
+        one = learns(name, **knobs)
+        told = f"BAgger's data, learned by {name.replace('_', ' ')}"
+        variants.append(variant(name, told, first=one, objective=one, against=name, every_round=True))
     extra = [variant("original_prompts", "played backwards, prompts as they were", prompts="original", group="extra")]
     return {arm.name: arm for arm in (*main, *variants, *extra)}
 
