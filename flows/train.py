@@ -37,6 +37,7 @@ from model.training import Batch, Metrics, TrainingStopped, TrainSettings, train
 from store.loader import PlanLoader
 
 TERMINATED = 128 + signal.SIGTERM
+SAVING = 600  # seconds that processes have for their checkpoint when they are asked to stop
 TEXT_ROOM = 2**30  # bytes of prompt embeddings that are kept
 UNREPEATABLE = ("seconds", "wait")  # of the metrics
 
@@ -71,13 +72,17 @@ def launch(count: int, round: str) -> None:
         raise StageError(f"train-{round}: dvc, which started this, is gone; run `dvc repro` again")
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["--shutdown-timeout", str(SAVING)]
     child = subprocess.Popen(
         [*command, "-m", "flows.train", "--round", round], env=environment, preexec_fn=die_with_parent
     )
     with _stop_asked(lambda: child.send_signal(signal.SIGTERM)) as stop:
         status = child.wait()
+    if stop():  # torchrun has told at length that it was interrupted
+        say(f"train-{round}: ended by SIGTERM; the same command goes on from there")
+        raise SystemExit(TERMINATED)
     if status:
-        raise SystemExit(TERMINATED if stop() else 1)
+        raise SystemExit(1)
 
 
 def run(params: Params, round: str, team: parallel.Team, stop: Callable[[], bool]) -> None:
