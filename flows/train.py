@@ -78,7 +78,7 @@ def launch(count: int, round: str) -> None:
     )
     with _stop_asked(lambda: child.send_signal(signal.SIGTERM)) as stop:
         status = child.wait()
-    if stop():  # torchrun has told at length that it was interrupted
+    if status and stop():  # torchrun has told at length that it was interrupted
         say(f"train-{round}: ended by SIGTERM; the same command goes on from there")
         raise SystemExit(TERMINATED)
     if status:
