@@ -168,9 +168,10 @@ def _shown(params: Params, name: str, share: Shares | None) -> dict[str, Any]:
 def _standing(params: Params, name: str, plan: pa.Table, tried: bool) -> tuple[str, str]:
     """Whether the plan's file is this plan (absent, same, other; older: this one, of older tables), and in words."""
     from flows.mix import tables_of
-    from store.mixture import plan_digest, plan_tables, read_plan
+    from store.mixture import plan_digest, plan_stage, plan_tables, read_plan
 
-    path, mend = paths.plan(name), f"`dvc repro {'mix_r0' if name == 'r0' else f'mix@{name}'}`"
+    path = paths.plan(name)
+    mend = f"`dvc repro {plan_stage(path)}`"
     if tried:
         mend = f"set rounds.{name}.corrective in {_params_file()}, and {mend}"
     if not path.exists():

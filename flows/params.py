@@ -13,7 +13,6 @@ import copy
 import difflib
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -415,6 +414,8 @@ class Params(Section):
 
 def check_shares(key: str, corrective: float | str | Mapping[str, float], name: str, order: str) -> None:
     """Whether a round can be mixed so; `key` is what an error calls the share. Raises ValueError."""
+    from store.mixture import whole_share  # params are read where nothing is mixed, too
+
     if isinstance(corrective, str):
         return
     shares = corrective if isinstance(corrective, Mapping) else {name: corrective}
@@ -422,10 +423,10 @@ def check_shares(key: str, corrective: float | str | Mapping[str, float], name: 
     for one in shares:
         if one not in until:
             raise ValueError(f"{key}: found round {one!r}; expected rounds up to this one: {', '.join(until)}")
-    whole = sum(Fraction(repr(share)) for share in shares.values())  # of decimals exactly: 0.8 + 0.1 + 0.1 is 1
+    whole = whole_share(shares)
     if whole > 1:
         raise ValueError(f"{key}: found {shares}, {float(whole):g} in all; expected at most 1, the rest is seed")
-    if order == "ramp" and whole > Fraction(1, 2):
+    if order == "ramp" and 2 * whole > 1:
         raise ValueError(
             f"{key}: found {float(whole):g}; expected at most 0.5 with mixture.order ramp, which ends at twice that"
         )

@@ -191,9 +191,11 @@ def settings_of(params: Params, round: str, device: str) -> TrainSettings:
     """A round's training as params.yaml says."""
     knobs, resources = params.train, params.resources
     objective = Objective(
-        knobs.objective, params.clip.chunk_latents, Context(**params.context.model_dump()), knobs.timestep,
-        knobs.shift, params.corrective.prefix_sigma if round != "r0" else 0.0, knobs.history_sigma,
-        knobs.resampling.shift, knobs.resampling.steps, knobs.resampling.warmup, knobs.resampling.parallel,
+        name=knobs.objective, chunk_latents=params.clip.chunk_latents, context=Context(**params.context.model_dump()),
+        density=knobs.timestep, shift=knobs.shift,
+        prefix_sigma=params.corrective.prefix_sigma if round != "r0" else 0.0, history_sigma=knobs.history_sigma,
+        resampling_shift=knobs.resampling.shift, resampling_steps=knobs.resampling.steps,
+        resampling_warmup=knobs.resampling.warmup, parallel=knobs.resampling.parallel,
     )  # fmt: skip
     return TrainSettings(
         num_steps=params.steps_of(round), seed=derive_seed("train", params.random_seed, round), objective=objective,

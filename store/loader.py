@@ -17,7 +17,7 @@ import numpy as np
 
 from store.errors import StoreError, few
 from store.manifest import read_manifest
-from store.mixture import plan_tables, read_plan
+from store.mixture import plan_stage, plan_tables, read_plan
 from store.table import open_table, read_table, row_offsets
 from store.values import Values
 
@@ -139,5 +139,4 @@ class PlanLoader:
                 )
 
     def _mend(self) -> str:
-        name = self.plan_path.stem
-        return f"run `dvc repro {'mix_r0' if name == 'r0' else f'mix@{name}'}`"
+        return f"run `dvc repro {plan_stage(self.plan_path)}`"

@@ -332,7 +332,7 @@ def read_plan(path: Path) -> tuple[pa.Table, str]:
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"plan {path} cannot be read: {error}") from error
     if table.schema.names != PLAN.names or metadata.get(_DIGEST_KEY, b"").decode() != plan_digest(table):
-        raise StoreError(f"plan {path} is not what `mix` wrote: its digest differs; run `dvc repro {_stage(path)}`")
+        raise StoreError(f"plan {path} is not what `mix` wrote: its digest differs; run `dvc repro {plan_stage(path)}`")
     return table, plan_digest(table)
 
 
@@ -347,7 +347,7 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
     import pyarrow.parquet as pq
 
     if not path.exists():
-        raise StoreError(f"no plan {path}; make it with `dvc repro {_stage(path)}` or fetch it with `dvc pull`")
+        raise StoreError(f"no plan {path}; make it with `dvc repro {plan_stage(path)}` or fetch it with `dvc pull`")
     try:
         metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
@@ -356,7 +356,8 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
     return metadata
 
 
-def _stage(path: Path) -> str:
+def plan_stage(path: Path) -> str:
+    """The DVC stage that writes a plan's file."""
     return "mix_r0" if path.stem == "r0" else f"mix@{path.stem}"
 
 

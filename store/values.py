@@ -7,6 +7,7 @@ up to the table's rows and be encoded alike, the first value must be the one tha
 must stand behind its length. All else (small or compressed values, several fragments, deletions) Lance reads.
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -34,9 +35,17 @@ class Values:
 
     def __init__(self, dataset: lance.LanceDataset, column: str):
         self.column, self.uri, self.version = column, dataset.uri, dataset.version
-        self._plain = _plain(dataset, column)
         self._file: Any = None
         self._dataset: lance.LanceDataset | None = dataset
+
+    @functools.cached_property
+    def _plain(self) -> "_Plain | None":
+        return _plain(self._lance(), self.column)
+
+    def _lance(self) -> lance.LanceDataset:
+        if self._dataset is None:
+            self._dataset = lance.dataset(self.uri, version=self.version)
+        return self._dataset
 
     @property
     def direct(self) -> bool:
@@ -84,9 +93,7 @@ class Values:
         return int(self._file.fileno())
 
     def _taken(self, rows: Sequence[int]) -> Any:
-        if self._dataset is None:
-            self._dataset = lance.dataset(self.uri, version=self.version)
-        return self._dataset.take(list(rows), columns=[self.column])[self.column]
+        return self._lance().take(list(rows), columns=[self.column])[self.column]
 
     def _read_into(self, lines: list[memoryview], rows: Sequence[int], plain: "_Plain") -> None:
         file, header, due = self._opened(plain), bytearray(_HEADER), len(lines[0]).to_bytes(_HEADER, "little")

@@ -32,7 +32,7 @@ STEPS = 24
 
 
 def smoke() -> str:
-    """The smoke loop's params, without routing: which chunks are routed to jumps with the last bits."""
+    """The smoke loop's params, without routing, whose choice of chunks may turn on the last bits."""
     text = (ROOT / "tests" / "smoke.yaml").read_text()
     for seen, wanted in (("routed_chunks: 1}", "routed_chunks: null}"), ("r0: {steps: 6}", f"r0: {{steps: {STEPS}}}"),
                          ("sample_every: 3", "sample_every: null")):  # fmt: skip
@@ -234,3 +234,15 @@ def test_texts_are_computed_alone_and_kept_while_there_is_room():
     assert asked == ["", "a", "b", "ccc", "b"]
     texts.ahead(["a", "b", "c", "d"])  # no room for all: as they come
     assert "d" not in asked
+
+
+def test_params_know_the_objectives_by_their_names():
+    from typing import get_args
+
+    from flows.params import Train
+    from model.noising import Density
+    from model.objectives import NAMES
+
+    fields = Train.model_fields
+    assert set(get_args(fields["objective"].annotation)) == set(NAMES)
+    assert set(get_args(fields["timestep"].annotation)) == set(get_args(Density))
