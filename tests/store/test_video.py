@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shlex
 import signal
@@ -316,7 +317,11 @@ def names(folder: Path) -> list[str]:
 
 def children() -> set[int]:
     """Processes that this one started and has not collected."""
-    return {int(n) for task in Path("/proc/self/task").glob("*/children") for n in task.read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update(map(int, task.read_text().split()))
+    return found
 
 
 def write_pieces(path: Path, pieces: Iterable[np.ndarray], error: type[BaseException] | None = None) -> None:
