@@ -25,8 +25,8 @@ setup: $(READY)   ## .venv with everything, pinned (about 2 minutes and 2 GB the
 repro: $(READY)   ## the loop: toy world, base, seed training, BAgger rounds, report; only what is not up to date
 	@python -m flows.repro $(ARGS)
 
-test: $(READY)    ## the tests
-	@python -m pytest $(ARGS)
+test: $(READY)    ## the tests, on all cores
+	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)   ## style, types, and who may import whom
 	@ruff check .

@@ -6,6 +6,9 @@ The store has two rounds, three train clips and one held-out, two rollouts a rou
 
 import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: tests run side by side, one core each
+
 from pathlib import Path
 from types import SimpleNamespace
 
