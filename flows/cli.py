@@ -19,6 +19,7 @@ from flows import (
     cli_clips,
     cli_diff,
     cli_health,
+    cli_hub,
     cli_lineage,
     cli_mix,
     cli_registry,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for commands in (
-    cli_clips, cli_score, cli_lineage, cli_rewrites, cli_mix, cli_diff, cli_health, cli_registry, cli_browse
+    cli_clips, cli_score, cli_lineage, cli_rewrites, cli_mix, cli_diff, cli_health, cli_registry, cli_hub, cli_browse
 ):  # fmt: skip
     app.add_typer(commands.app)
 

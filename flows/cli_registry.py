@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from flows import paths
 from flows.command import say
 from flows.console import Json, Rev, StoreUri, command_group, open_store, print_json, print_table
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 LISTED = ("experiment", "round", "clips", "registered_at", "git_commit", "state")
 
@@ -56,11 +52,12 @@ def register(
     Only what is not there yet is written, so registering again is quick, and finishes what was interrupted. A round
     shows in the registry when all of it is there. Any number of people may register at once.
     """
+    from flows.progress import counting_bar
     from store import registry
 
     experiment = name if name is not None else Path.cwd().resolve().name
     opened = open_store(store, rev)
-    with _bar() as progress:
+    with counting_bar("registering", "row") as progress:
         report = registry.register(
             opened,
             to,
@@ -107,25 +104,6 @@ def registry(
         for one in rows:
             one["git_commit"] = one["git_commit"] and one["git_commit"][:12]
         print_table(rows, LISTED)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that begins with the first row written."""
-    from flows.progress import progress_bar
-
-    bars: list[Any] = []
-
-    def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(progress_bar(total, "registering", "row"))
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def _origin(uri: str, names: list[str], rev: str | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # How `bagger --help` lists its commands: to ask, to look, to try, to keep whole, to share.
 ORDER = (
     "clips stats score lineage reverse rewrites mix diff browse export rollout rounds runs audit gc migrate register "
-    "registry"
+    "registry publish publish-model fetch"
 ).split()
 SHORT = 24  # characters of a cell that a terminal's table keeps in one line
 SIGPIPE_STATUS = 128 + 13

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from tqdm import tqdm
@@ -55,3 +57,20 @@ def note(line: str) -> None:
     """One line on standard error, above the bars that are shown."""
     with tqdm.external_write_mode(file=sys.stderr):
         print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def counting_bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that tells how far it is, as progress(done, total); it begins with the first that is told."""
+    bars: list[tqdm[None]] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(progress_bar(total, name, unit))
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for one in bars:
+            one.close()

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from store.activities import Activities
 from store.catalog import JSON_COLUMNS, SEED_ROUND, catalog_rounds
 from store.digest import ID_DIGITS
+from store.published import published
 from store.query import equals, plain_rows
 from store.scan import scan
 from store.schema import REWRITES, table_schema
@@ -123,7 +124,13 @@ class Graph:
         if row is None:
             return None
         scores = {"drift": entry["drift"]} if entry else {}
-        return Thing(thing_id, "clip", _pick(row, _CLIP) | scores | self._experiments(thing_id), row)
+        facts = (
+            _pick(row, _CLIP)
+            | scores
+            | self._experiments(thing_id)
+            | self._published(round=row["round"], kind="dataset")
+        )
+        return Thing(thing_id, "clip", facts, row)
 
     def _experiments(self, clip_id: str) -> Node:
         """In a registry: whose catalogs hold the clip."""
@@ -132,6 +139,11 @@ class Graph:
         if clip_id not in self._owners:
             self._own([clip_id])
         return {"experiments": self._owners[clip_id]} if self._owners[clip_id] else {}
+
+    def _published(self, **wanted: str) -> Node:
+        """Where on the Hub a round or a model is."""
+        found = published(self.store.uri, **wanted)
+        return {"published": found} if found else {}
 
     def _own(self, clip_ids: Sequence[str]) -> None:
         found = self.among("catalog", "clip_id", clip_ids, ["clip_id", "experiment"]).to_pylist()
@@ -166,7 +178,8 @@ class Graph:
 
     def _model(self, thing_id: str) -> Thing | None:
         if makers := self.makers.get(thing_id):
-            return Thing(thing_id, "model", _pick(self.runs[makers[0]], ("stage", "round")))
+            facts = _pick(self.runs[makers[0]], ("stage", "round")) | self._published(model_digest=thing_id)
+            return Thing(thing_id, "model", facts)
         named = equals("model_digest", thing_id)
         places = ["catalog", *self.store.tables("rollouts"), *self.store.tables("uses")]
         if thing_id in self.users or any(self.count(name, named) for name in places):
@@ -206,7 +219,8 @@ class Graph:
         if not count and (experiment or name not in catalog_rounds(self.store)):
             return None
         kind = "seed" if name == SEED_ROUND else "corrective"
-        return Thing(thing_id, "round", {"kind": kind, "clips": count}, {"round": name, "experiment": experiment})
+        facts = {"kind": kind, "clips": count} | self._published(round=name, kind="dataset")
+        return Thing(thing_id, "round", facts, {"round": name, "experiment": experiment})
 
     # Records that connect.
 

@@ -348,3 +348,27 @@ def tiny_base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "base"
     save_base(pipe, folder, {"kind": "base", "source": "tiny"})
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of its own for the test, in whose environment this process is; ada of lab may write, eve may not."""
+    from tests.hub import Hub
+
+    with Hub() as hub:
+        hub.add_user("ada", "hf_ada", orgs=("lab",))
+        hub.add_user("eve", "hf_eve")
+        hub.add_user("ada", "hf_read", orgs=("lab",), role="read")
+        constants = {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_DISABLE_XET": True,
+            "HF_TOKEN_PATH": str(tmp_path / "none"),
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_ada")
+        yield hub
