@@ -91,6 +91,19 @@ class Toy(Section):
     size: Annotated[int, Field(ge=8)]
 
 
+class Hub(Section):
+    """A data set on the Hugging Face Hub: where it is, and which columns hold what."""
+
+    repo: Text | None
+    revision: Text
+    config: Text | None
+    split: Text
+    video: Text
+    caption: Text
+    license: Text | None
+    max_clips: Count | None
+
+
 class Seed(Section):
     """Where the seed clips come from."""
 
@@ -310,6 +323,7 @@ class Params(Section):
     clip: Clip
     text: TextSettings
     toy: Toy
+    hub: Hub
     seed: Seed
     base: Base
     context: Context

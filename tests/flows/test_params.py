@@ -76,7 +76,11 @@ def test_int_where_float_is_meant_is_the_same_value(edited):
         (R2, R2.replace(SHARE, "corrective: {r1: 0.5, r2: 0.6}"), "rounds.r2.corrective: found {'r1': 0.5, 'r2': 0.6}"),
         ("order: mixed", "order: shuffled", "found 'shuffled'; expected 'mixed', 'rounds' or 'ramp'"),
         ("where: null", "where: ''", "mixture.where: found ''; expected"),
-        ("max_clips: null", "max_clips: 0", "mixture.max_clips: found 0; expected greater than or equal to 1"),
+        (
+            "max_clips: null               # at most",
+            "max_clips: 0  # at",
+            "mixture.max_clips: found 0; expected greater",
+        ),
         ("init: base,", "init: scratch,", "found 'scratch'; expected 'base' or 'previous'"),
         ("timestep: uniform", "timestep: normal", "found 'normal'; expected 'uniform' or 'logit_normal'"),
         ("device: auto", "device: gpu", "resources.device: found 'gpu'; expected auto, cpu, cuda"),

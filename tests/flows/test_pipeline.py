@@ -271,7 +271,7 @@ def test_two_runs_give_the_same_digests(interrupted, loop):
 def test_every_out_is_there(loop):
     lock = YAML(typ="safe").load((loop.root / "dvc.lock").read_text())["stages"]
     outs = [out["path"] for stage in lock.values() for out in stage["outs"]]
-    assert len(lock) == 23
+    assert len(lock) == 24
     assert [out for out in outs if not (loop.root / out).exists()] == []
     assert json.loads(run(loop.root, "dvc", "status", "--json").stdout) == {}
     assert git(loop.root, "status", "--porcelain").split("\n") == ["?? dvc.lock", ""]
