@@ -494,7 +494,7 @@ def set_rounds(count: int, path: Path | str = PARAMS_FILE) -> list[str]:
         raise ParamsError(
             f"{path}: rounds: found {'no round' if rounds in (None, {}) else repr(rounds)}; with none to copy "
             "settings from, write the first one: `rounds:` and, indented on the line below it, such as "
-            "`r1: {prev: r0, rollouts: 256, corrective: 0.5, init: base, steps: 700}`"
+            "`r1: {prev: r0, rollouts: 256, corrective: 0.5, init: base, steps: 350}`"
         )
     names = [f"r{k}" for k in range(1, count + 1)]
     for name in [name for name in rounds if name not in names]:
