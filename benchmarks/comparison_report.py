@@ -488,8 +488,9 @@ def _colors(keys: Sequence[Key]) -> dict[Key, Any]:
             found[arm, round] = "grey"
             continue
         rounds = sorted(r for a, r in keys if a == arm)
-        hue = arms.index(arm) % 20
-        base = np.array(pyplot.cm.tab20(2 * hue if hue < 10 else 2 * hue - 19)[:3])  # the ten strong ones first
+        strong = [hue for hue in range(0, 20, 2) if hue != 14]  # without grey, which is that of real clips
+        hues = [*strong, *(hue + 1 for hue in strong)]
+        base = np.array(pyplot.cm.tab20(hues[arms.index(arm) % len(hues)])[:3])
         part = rounds.index(round) / (len(rounds) - 1) if len(rounds) > 1 else 0.5
         found[arm, round] = tuple(1 - (1 - base) * (0.4 + 1.2 * part) if part < 0.5 else base * (1.5 - part))
     return found

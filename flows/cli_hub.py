@@ -105,7 +105,7 @@ def _tell(result: Result, as_json: bool) -> None:
     rows = [{"file": path, "bytes": size, "new": path in result.new} for path, size in result.files.items()]
     if as_json:
         print_json(rows)
-    elif result.new or result.where is None:
+    elif result.files:
         print_table(rows, ["file", "bytes", "new"], "no files")
 
 

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import paths
-from flows.card import Told, croissant, dataset_card, edited, histogram, untouched
+from flows.card import Told, dataset_card, histogram
 from flows.command import RESUMES, clear_errors, say
+from flows.croissant import croissant
+from flows.markdown import edited, untouched
 from flows.progress import counting_bar
 from flows.stage import WORK_FOLDER
 from store import Store
@@ -181,9 +183,13 @@ def plan(request: Request) -> Result:
         if changed is None:
             return Result(there, {one.path: one.bytes for one in there.files()})
         whole, change, kept = changed
-        held = {one.path: one.sha256 for one in there.files()}
-        new = [path for path, sha256 in digests(change.files).items() if held.get(path) != sha256]
-        return Result(whole, _sizes(change.files), sorted(new), edited=kept)
+        return Result(whole, _sizes(change.files), new_of(change, there), edited=kept)
+
+
+def new_of(change: Change, there: Publication) -> list[str]:
+    """The files of a change that a publication does not hold as they are."""
+    held = {one.path: one.sha256 for one in there.files()}
+    return sorted(path for path, sha256 in digests(change.files).items() if held.get(path) != sha256)
 
 
 def to_hub(request: Request, step: Callable[[str, Callable[[], Any]], Any] = lambda _, work: work()) -> Result:
@@ -199,7 +205,7 @@ def to_hub(request: Request, step: Callable[[str, Callable[[], Any]], Any] = lam
                 result.publication = there
                 return None
             result.publication, todo, result.edited = found
-            result.files = _sizes(todo.files)
+            result.files, result.new = _sizes(todo.files), new_of(todo, there)
             return todo
 
         def send() -> Published:

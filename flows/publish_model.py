@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import paths
-from flows.card import ModelFacts, Told, edited, model_card, untouched
+from flows.card import Told
+from flows.markdown import edited, untouched
+from flows.model_card import ModelFacts, model_card
 from flows.progress import counting_bar
 from flows.publish import CARD, PICTURE
 from store.errors import StoreError

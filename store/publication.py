@@ -34,6 +34,7 @@ from store.query import plain_rows
 from store.schema import (
     CATALOG,
     CLIPS,
+    DRIFT_PARTS,
     FEATURES,
     REWRITES,
     ROLLOUTS,
@@ -415,7 +416,8 @@ QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
 def facts_of(store: "Store", entries: pa.Table) -> dict[str, Any]:
     """Figures of some of a round's catalog rows, plain enough for JSON.
 
-    clips; counts of COUNTED; drift: quantiles, mean, counts in BINS, unknown; models, samplers, licences: each with
+    clips; counts of COUNTED; drift: quantiles, mean, counts in BINS, unknown; parts: mean of each signed part of drift
+    over the clips that have it; models, samplers, licences, rewrite_models (MODEL@REVISION that was asked): each with
     its number of clips; shapes: of the videos; runs: of the stages that made them.
     """
     name = entries["round"][0].as_py()
@@ -428,6 +430,10 @@ def facts_of(store: "Store", entries: pa.Table) -> dict[str, Any]:
         facts["drift"] |= {"mean": round(float(known.mean()), 3), "unknown": len(drift) - len(known)}
         edges = np.searchsorted(BINS, known, side="right") - 1
         facts["drift"]["counts"] = np.bincount(edges, minlength=len(BINS)).tolist()
+    parts = {one: entries[f"drift_{one}"].to_numpy().astype(np.float64) for one in DRIFT_PARTS}
+    parts = {one: values[np.isfinite(values)] for one, values in parts.items()}
+    if means := {one: round(float(values.mean()), 3) for one, values in parts.items() if len(values)}:
+        facts["parts"] = means
     shapes = Counter(zip(*(entries[one].to_pylist() for one in ("num_frames", "height", "width", "fps")), strict=True))
     facts["shapes"] = [
         {"frames": t, "height": h, "width": w, "fps": fps, "clips": n} for (t, h, w, fps), n in sorted(shapes.items())
@@ -437,6 +443,10 @@ def facts_of(store: "Store", entries: pa.Table) -> dict[str, Any]:
         facts["models"] = _counts(rollouts["model_digest"])
         facts["samplers"] = _counts(rollouts["settings"])
         facts["scorers"] = _counts(entries["scorer"])
+        rewrites = store.read(f"rewrites_{name}", ["model_id", "model_revision"], ids=entries["rewrite_id"].to_pylist())
+        asked = [(one["model_id"], one["model_revision"]) for one in rewrites.to_pylist() if one["model_id"]]
+        if asked:
+            facts["rewrite_models"] = dict(Counter("@".join(filter(None, one)) for one in asked))
         prompts = entries.select(["prompt", "source_prompt"]).slice(0, 3)
         facts["prompts"] = plain_rows(prompts)
     facts["runs"] = [

@@ -1,4 +1,4 @@
-"""What tests of commands share: running a command line, and a small project of git and DVC with a past."""
+"""What tests of commands and cards share: running a command line, a small project of git and DVC, a publication."""
 
 import os
 import shutil
@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from flows.cli import main
+from store import Store
 from store.catalog import build_catalog
+from store.publication import Publication, write_round
 from store.table import table_names
 
 GIT = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
@@ -86,3 +88,15 @@ def history(tiny, rows, tmp_path_factory) -> SimpleNamespace:
     git(root, "update-ref", f"refs/exps/{second[:2]}/{second[2:]}/warm-fox", second)
     shutil.rmtree(root / "data" / "work")
     return SimpleNamespace(root=root, store=store, remote=remote, empty=empty, first=first, second=second)
+
+
+@pytest.fixture(scope="session")
+def published(tiny, tmp_path_factory) -> tuple[Path, Publication]:
+    """Files of all rounds of the tiny store, and their publication."""
+    folder = tmp_path_factory.mktemp("published")
+    return folder, Publication({}).with_rounds(*(write_round(Store(tiny.store), k, folder) for k in ("r0", "r1", "r2")))
+
+
+@pytest.fixture(scope="session")
+def whole(published) -> Publication:
+    return published[1]

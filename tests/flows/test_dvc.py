@@ -31,7 +31,8 @@ COMMANDS = {
     ),
     *(f"flows/{name}.py" for name in ("cli_mix", "cli_rewrites", "schedule", "unfinished", "video")),
     *(f"flows/{name}.py" for name in ("cli_score", "measures", "score_clips", "score_files")),
-    *(f"flows/{name}.py" for name in ("card", "cli_hub", "fetch", "publish", "publish_model")),
+    *(f"flows/{name}.py" for name in ("card", "cli_hub", "croissant", "fetch", "markdown", "model_card")),
+    *(f"flows/{name}.py" for name in ("publish", "publish_model")),
 }
 
 

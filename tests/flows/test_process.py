@@ -8,11 +8,11 @@ import pytest
 
 from flows.process import terminate_stages
 
-CODE = '''import signal, sys, time
+CODE = """import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 print("ready", flush=True)
 time.sleep(60)
-'''
+"""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked for in /proc")
 

@@ -324,6 +324,15 @@ def test_what_was_changed_on_the_way_is_noticed(hub, project, monkeypatch):
     assert publications(project.store) == []
 
 
+def test_as_a_flow(hub, project, tmp_path):
+    env = os.environ | hub.environment | {"HF_TOKEN": "hf_ada", "HF_HOME": str(tmp_path / "home"),
+                                          "PYTHONPATH": str(Path(publishing.__file__).parents[1])}  # fmt: skip
+    command = [sys.executable, "-m", "flows.publish", "--round", "r1", "--repo", NAME]
+    done = subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"publish-r1: {NAME} at {hub.repo('datasets', NAME).tags['r1'][:12]}" in done.stderr
+
+
 # ---------------------------------------------------------------- what may not be published
 
 

@@ -16,12 +16,14 @@ from store.publication import (
     check_files,
     columns,
     data_schema,
+    facts_of,
     licences,
     parse,
     records_of,
     restore_round,
     write_round,
 )
+from store.schema import DRIFT_PARTS
 from store.table import content_manifest, read_manifest
 
 
@@ -132,6 +134,28 @@ def test_large_rounds_are_cut_into_shards_and_row_groups(tiny, tmp_path, monkeyp
 def test_licences_of_clips_are_those_of_their_seed_clips(tiny):
     assert licences(Store(tiny.store), "r0") == {None: 4}
     assert licences(Store(tiny.store), "r1") == {None: 2}
+
+
+def test_facts_tell_signed_parts_and_models_that_were_asked(tiny, tmp_path):
+    made = publish(tiny, tmp_path, "r0", "r1")
+    facts = made.rounds["r1"].facts
+    assert facts["parts"] == dict.fromkeys(DRIFT_PARTS, 0.15)
+    assert facts["rewrite_models"] == {f"team/tiny-llm@{'c' * 40}": 1}
+    assert not {"parts", "rewrite_models"} & made.rounds["r0"].facts.keys()
+
+
+def test_facts_leave_out_what_no_clip_has(tiny):
+    store = Store(tiny.store)
+    entries = store.clips(round="r1")
+    unknown = pa.nulls(entries.num_rows, pa.float32())
+    some = pa.array([None, -0.5], pa.float32())
+    for name, values in (("drift_motion", unknown), ("drift_cast", some)):
+        where = entries.schema.get_field_index(name)
+        entries = entries.set_column(where, entries.schema.field(where), values)
+    parts = facts_of(store, entries)["parts"]
+    assert parts.keys() == DRIFT_PARTS.keys() - {"motion"}
+    assert parts["cast"] == -0.5
+    assert "rewrite_models" not in facts_of(store, entries.slice(0, 1))
 
 
 # ---------------------------------------------------------------- with distrust
