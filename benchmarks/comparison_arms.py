@@ -135,8 +135,13 @@ def _arms() -> dict[str, Arm]:
         one = learns(name, **knobs)
         told = f"BAgger's data, learned by {name.replace('_', ' ')}"
         variants.append(variant(name, told, first=one, objective=one, against=name, every_round=True))
+    longer = [
+        Arm(f"corrupted_history_x{n}", f"corrupted history, {n} times the steps", "open",
+            learns("corrupted_history", history_sigma=0.3), steps=n, against="corrupted_history")
+        for n in (2, 4)
+    ]  # fmt: skip
     extra = [variant("original_prompts", "played backwards, prompts as they were", prompts="original", group="extra")]
-    return {arm.name: arm for arm in (*main, *variants, *extra)}
+    return {arm.name: arm for arm in (*main, *longer, *variants, *extra)}
 
 
 ARMS = _arms()

@@ -281,9 +281,6 @@ def partners(results: Results) -> tuple[dict[Key, Key], dict[Key, Key]]:
         rounds = [round for arm, round in results.keys if arm == name and round <= key[1]]
         if name != "df" and rounds:
             own[key] = name, max(rounds)
-    for arm, round in results.keys:  # BAgger's data under another objective: also against BAgger
-        if arm == "bagger_resampling" and ("bagger", round) in results.keys:
-            own.setdefault((arm, round), ("bagger", round))
     return (to_base if base in results.keys else {}), own
 
 

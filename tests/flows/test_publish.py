@@ -1,5 +1,6 @@
 """Rounds published to a server that speaks the Hub's protocol, and read by the real `datasets` in fresh processes."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -242,29 +243,27 @@ def requests_of_a_publish(hub, project) -> int:
     return len(hub.requests) - before
 
 
-@pytest.mark.parametrize("how", ["500", "drop", "drop_after"])
-def test_failed_at_any_request_the_same_command_finishes_it(hub, project, how):
-    """Whichever request fails, for good until it is done again."""
+def test_failed_at_any_request_the_same_command_finishes_it(hub, project):
+    """Every request of a publication fails once, for good until it is done again: refused, unheard, or unanswered."""
     total = requests_of_a_publish(hub, project)
     want = dict(hub.repo("datasets", NAME).files("r1"))
-    for number in range(1, total + 1, 3 if how == "drop" else 1):
-        name = f"lab/again-{how.replace('_', '')}-{number}"
+    told = []
+    for number in range(1, total + 1):
+        how, name = ("500", "drop_after", "drop")[number % 3], f"lab/again-{number}"
         hub.heal()
         hub.fail(at=number, how=how, times=10)
-        told = None
-        try:
+        with contextlib.suppress(HubError):
             to_hub(ask(project, "r1", name))
-        except HubError as error:
-            told = str(error)
+            told.append(number)
         hub.heal()
         to_hub(ask(project, "r1", name))
         repo = hub.repo("datasets", name)
-        assert len(repo.commits) == 2, (number, told)
+        assert len(repo.commits) == 2, (number, how)
         assert repo.tags == {"r1": repo.head}
         found = repo.files("r1")
         assert set(found) == set(want)
         assert {p for p in found if found[p] != want[p]} <= {"README.md", "croissant.json"}
-    assert told is None or "hf_ada" not in told
+    assert len(told) < total / 4  # of most the client cannot make up by trying again
 
 
 def test_killed_at_any_request_the_same_command_finishes_it(hub, project, tmp_path):
