@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.comparison_arms import ARMS, CLIP_LATENTS, SCALES, Chain, Piece, Scale, chain, chosen
 
 STATE = Path(".work/comparison")
+FINDINGS = Path("docs/findings.md")  # whose tables a report of all arms renews
 CLIP_FRAMES = CLIP_LATENTS  # the toy's VAE does not compress time
 # Seconds of a thousand units, and of a piece without any, until the first of its kind is done.
 GUESS = {"train": 0.11, "rollouts": 0.11, "evaluation": 0.2, "clips": 20.0}
@@ -190,8 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results, images = Path("benchmarks/results"), Path("docs/images")
             if scale.name == "smoke":
                 results, images = folder / "report", folder / "report"
+            findings = None if args.results or args.images or args.arms or args.group else FINDINGS
             report(chains_of(None, names, args.seeds, scale), folder, scale, args.results or results,
-                   args.images or images)  # fmt: skip
+                   args.images or images, findings if scale.name != "smoke" else None)  # fmt: skip
             return 0
         pieces = plan(chains_of(args.group or (None if args.arms else "main"), args.arms, args.seeds, scale))
         if args.action == "plan":

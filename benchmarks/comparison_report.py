@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -366,6 +367,41 @@ def text(results: Results, scale: Scale, frames: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# ---------------------------------------------------------------- findings
+
+FOUND = ("drift", "oracle_error", "oracle_object_present", "drift_motion", "drift_contrast")
+
+
+def brief_table(results: Results, length: int, keys: Sequence[Key], other: Key) -> str:
+    """Means with the paired difference from `other` in brackets."""
+    unit, rows = results.units(("df", 0)), []
+    for key in keys:
+        cells = []
+        for name in FOUND:
+            values, gap = results.values(key, length, name), ""
+            if key[0] != "real" and key != other:
+                compared = f"{label(key)}/{label(other)}/{length}/{name}"
+                gap = f" ({crossed(values - results.values(other, length, name), compared)})"
+            cells.append(f"{_mean(values.flat):.2f}{gap}")
+        rows.append([label(key), "" if key[0] == "real" else f"{results.units(key) / unit:.1f}", *cells])
+    return table(["arm", "compute", *(SHOWN[name] for name in FOUND)], rows)
+
+
+def fill_findings(results: Results, path: Path) -> None:
+    """Renew the tables of docs/findings.md, which stand between `<!-- TABLE name -->` and `<!-- end -->`."""
+    main = [key for key in results.keys if key[0] not in ARMS or ARMS[key[0]].group == "main"]
+    kin = [key for key in results.keys if key[0] in ARMS and ARMS[key[0]].against == "corrupted_history"]
+    made = {f"{length}x": brief_table(results, length, main, ("df", 0)) for length in results.lengths}
+    corrupted = ("corrupted_history", 0)
+    made |= {f"corrupted {length}x": brief_table(results, length, [corrupted, *kin], corrupted)
+             for length in results.lengths}  # fmt: skip
+    parts = re.split(r"(<!-- TABLE (.+?) -->).*?(<!-- end -->)", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    out = [parts[0]]
+    for start, name, end, text in zip(*(parts[k::4] for k in (1, 2, 3, 4)), strict=True):
+        out += [start, f"\n\n{made[name]}\n\n", end, text]
+    path.write_text("".join(out), encoding="utf-8")
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -511,8 +547,11 @@ def _pyplot() -> Any:
 # ---------------------------------------------------------------- all of it
 
 
-def report(chains: Sequence[Chain], folder: Path, scale: Scale, tables: Path, images: Path) -> None:
-    """Merge what is there into `tables`, write comparison.md beside them and pictures into `images`, print the tables.
+def report(
+    chains: Sequence[Chain], folder: Path, scale: Scale, tables: Path, images: Path, findings: Path | None = None
+) -> None:
+    """Merge what is there into `tables`, write comparison.md beside them and pictures into `images`, print the tables;
+    renew those in `findings`.
 
     Raises ValueError where there is nothing at all."""
     rows, costs, points, sheets = gather(chains, folder)
@@ -545,4 +584,6 @@ def report(chains: Sequence[Chain], folder: Path, scale: Scale, tables: Path, im
         if pairs:
             draw_differences(results, pairs, images / f"comparison_differences{ending}.png")
     draw_compute(results, images / "comparison_compute.png")
+    if findings is not None:
+        fill_findings(results, findings)
     print(f"tables: {tables}/comparison*.csv, comparison.md; pictures: {images}/comparison_*.png")

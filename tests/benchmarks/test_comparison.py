@@ -1,6 +1,8 @@
 """The comparison counts and compares as it says, shares what arms share, and goes on where it was stopped."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,17 @@ from safetensors.numpy import load_file
 
 from benchmarks import comparison
 from benchmarks.comparison_arms import ARMS, SCALES, Arm, Scale, chain, chosen, learns, rollout_units, training_units
-from benchmarks.comparison_report import Results, at_cost, crossed, gather, merge, partners, report
+from benchmarks.comparison_report import (
+    Results,
+    at_cost,
+    crossed,
+    fill_findings,
+    gather,
+    merge,
+    partners,
+    read,
+    report,
+)
 from benchmarks.comparison_world import STYLES, binned, prompt_digests
 from model.training import TrainSettings, step_loss
 
@@ -186,3 +198,14 @@ def test_merging_replaces_a_seed_and_leaves_others(tmp_path):
     assert [one["drift"] for one in merge(path, [row(1, 3.0)], columns)] == [1.0, 3.0]
     assert [one["drift"] for one in merge(path, [], columns)] == [1.0, 3.0]
     assert [one["drift"] for one in merge(path, [row(0, 5.0, "b")], columns)] == [5.0]
+
+
+def test_the_findings_say_what_was_measured(tmp_path):
+    """The tables of docs/findings.md are those of the kept rollouts; they stand between marks and are renewed there."""
+    root = Path(__file__).parents[2]
+    kept = [read(root / "benchmarks/results" / name) for name in ("comparison.csv", "comparison_costs.csv")]
+    written = (root / "docs/findings.md").read_text()
+    page = tmp_path / "findings.md"
+    page.write_text(re.sub(r"(<!-- TABLE .+? -->).*?(<!-- end -->)", r"\1old\2", written, flags=re.DOTALL))
+    fill_findings(Results(*kept), page)
+    assert page.read_text() == written
