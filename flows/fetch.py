@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from flows import paths
 from flows.progress import counting_bar
 from flows.stage import WORK_FOLDER, write_json
 from store.catalog import JSON_COLUMNS, SEED_ROUND, build_catalog
 from store.errors import StoreError
 from store.hub import Repo
-from store.publication import FILE, Publication, check_files, missing_tables, parse, records_of, restore_round
+from store.publication import FILE, Publication, check_files, missing_tables, parse, plans_of, records_of, restore_round
 from store.schema import SEED
 from store.table import WorkingTable, table_names, write_manifest
 
@@ -66,15 +64,13 @@ def fetch(repo_name: str, revision: str = "main", rounds: tuple[str, ...] = (), 
                 repo.download(file.path, commit, folder)
             progress(done, len(files))
     made: list[str] = []
-    uses: list[pa.Table] = []
     for one in chosen.rounds.values():
         check_files(one, folder)
         with counting_bar(f"making the tables of {one.name}", "row") as progress:
             made += restore_round(one, folder, store, manifests, progress)
-        runs, used = records_of(one, folder)
-        keep_runs(runs, store.parent / "runs")
-        uses.append(used)
-    join_catalog(store, pa.concat_tables(uses))
+        keep_runs(records_of(one, folder), store.parent / "runs")
+        keep_plans(plans_of(one, folder), store.parent / "plans")
+    join_catalog(store)
     shutil.rmtree(folder)
     clips = {name: one.tables["seed" if name == SEED_ROUND else f"clips_{name}"] for name, one in chosen.rounds.items()}
     return Fetched(commit, {name: manifest.rows for name, manifest in clips.items()}, made)
@@ -91,7 +87,17 @@ def keep_runs(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
             write_json(path, {**row, **{name: json.loads(row[name]) for name in JSON_COLUMNS}})
 
 
-def join_catalog(store: Path, uses: pa.Table) -> None:
+def keep_plans(plans: Mapping[str, Path], folder: Path) -> None:
+    """Mixture plans where the stages leave them; one that is there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in plans.items():
+        if not (folder / f"{name}.parquet").exists():
+            draft = folder / f".{name}.part"
+            shutil.copyfile(path, draft)
+            draft.replace(folder / f"{name}.parquet")
+
+
+def join_catalog(store: Path) -> None:
     """Build the catalog of the rounds that are here. Where no seed clips are, their table is there without any."""
     if "seed" not in table_names(store):
         WorkingTable(WORK_FOLDER / "fetch", "seed", SEED, "clip_id").seal(
@@ -100,7 +106,7 @@ def join_catalog(store: Path, uses: pa.Table) -> None:
     names = sorted((one.removeprefix("clips_") for one in table_names(store) if one.startswith("clips_")), key=_number)
     records = [json.loads(path.read_text()) for path in sorted((store.parent / "runs").glob("*.json"))]
     plans = {one: path for one in (SEED_ROUND, *names) if (path := store.parent / "plans" / f"{one}.parquet").is_file()}
-    manifest = build_catalog(store, names, records, plans, uses=uses)
+    manifest = build_catalog(store, names, records, plans)
     write_manifest(manifest, store.parent / "catalog.json")
 
 

@@ -50,7 +50,6 @@ def build_catalog(
     sources: Mapping[str, str] | None = None,
     full: bool = False,
     least_mapped: int = LEAST_ROWS,
-    uses: pa.Table | None = None,
 ) -> Manifest:
     """Rebuild the tables `catalog`, `runs` and `uses`; gives the catalog's manifest, for `write_manifest`.
 
@@ -60,7 +59,6 @@ def build_catalog(
     sources: sealed table -> digest of its content, from its manifest. The longest run of rounds that an earlier
     catalog made of equal tables is kept without reading them. Without it, and with `full`, everything is read.
     least_mapped: rows from which on a catalog has memory-mapped scalars.
-    uses: rows of USES beside those of the plans, as those that were published with a round; the plans' own count.
     Raises StoreError if a sealed table is missing, does not fit its sister tables or is of a newer schema; the
     catalog that was there stays.
     """
@@ -72,7 +70,7 @@ def build_catalog(
     kept = [] if full else _kept(store_dir, made_of)
     parts = [(tag, round_rows(store_dir, tag)) for tag in list(made_of)[len(kept) :]]
     records = [_parsed(record) for record in run_records]
-    side = {"runs": _run_rows(records), "uses": _with_uses(uses_table(records, plans or {}), uses)}
+    side = {"runs": _run_rows(records), "uses": uses_table(records, plans or {})}
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(staged(store_dir, "catalog"))
         dataset = _copied(store_dir / "catalog.lance", staging, kept) if kept else None
@@ -89,14 +87,6 @@ def build_catalog(
             place(beside, store_dir, name)
         place(staging, store_dir, "catalog")
     return catalog_manifest(store_dir)
-
-
-def _with_uses(own: pa.Table, more: pa.Table | None) -> pa.Table:
-    if more is None:
-        return own
-    known = set(own["use_id"].to_pylist())
-    first = {one: row for row, one in reversed(list(enumerate(more["use_id"].to_pylist()))) if one not in known}
-    return pa.concat_tables([own, more.take(list(first.values())).cast(own.schema)]).sort_by("use_id")
 
 
 def append_round(path: Path, tag: str, rows: pa.Table, made_of: Mapping[str, str]) -> lance.LanceDataset:

@@ -14,6 +14,7 @@ Notable:
 import contextlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ from store.digest import canonical_json, digest, file_sha256
 from store.errors import StoreError, few
 from store.expression import equals
 from store.manifest import Manifest, Tally, columns_of, read_manifest, write_manifest
+from store.mixture import read_plan
 from store.query import plain_rows
 from store.schema import (
     CATALOG,
@@ -42,7 +44,6 @@ from store.schema import (
     SCHEMA_VERSION,
     SCORES,
     SEED,
-    USES,
     table_schema,
 )
 from store.table import row_offsets
@@ -133,7 +134,7 @@ class Round:
     @property
     def digest(self) -> str:
         """Digest of what is in the files; what is told of runs, which ran when they ran, is no other round."""
-        told = [asdict(one) for one in self.files if not re.search("/(runs|uses)-[^/]*$", one.path)]
+        told = [asdict(one) for one in self.files if not re.search("/(runs|plan)-[^/]*$", one.path)]
         return digest({"files": told, "where": self.where})
 
     def splits(self) -> dict[str, list[File]]:
@@ -271,8 +272,9 @@ def write_round(
         shape = pa.schema([schema.field(one) for one in kept], schema.metadata)
         files += write_shards((one.select(kept) for one in batches), shape, folder, folder / "tables" / name / base)
         tables[table] = tally.manifest()
-    for base, rows in (("runs", runs_of(store, name)), ("uses", uses_of(store, name))):
-        files += write_shards(rows.to_batches(4096), rows.schema, folder, folder / "tables" / name / base)
+    runs = runs_of(store, name)
+    files += write_shards(runs.to_batches(4096), runs.schema, folder, folder / "tables" / name / "runs")
+    files += _copy_plans(store, name, folder)
     return Round(name, files, tables, where, facts_of(store, entries))
 
 
@@ -398,12 +400,18 @@ def runs_of(store: "Store", name: str) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=RUNS)
 
 
-def uses_of(store: "Store", name: str) -> pa.Table:
-    """Which model saw which clip, up to a round."""
-    before = {f"r{k}" for k in range(int(name[1:]) + 1)}
-    rows = store.read("uses").sort_by("use_id")
-    rows = rows.filter(pa.array([one in before for one in rows["round"].to_pylist()]))
-    return pa.Table.from_arrays([rows[one.name] for one in USES], schema=USES)
+def _copy_plans(store: "Store", name: str, folder: Path) -> list[File]:
+    """The mixture plans up to a round, as they are: which model saw which clip. A file's first number is its round."""
+    found, last = [], int(name[1:])
+    for number in range(last + 1):
+        source = Path(store.uri).parent / "plans" / f"r{number}.parquet"
+        if source.is_file():
+            plan, _ = read_plan(source)
+            path = folder / "tables" / name / f"plan-{number:05d}-of-{last + 1:05d}.parquet"
+            shutil.copyfile(source, path)
+            where = path.relative_to(folder).as_posix()
+            found.append(File(where, file_sha256(path), path.stat().st_size, plan.num_rows))
+    return found
 
 
 # ---------------------------------------------------------------- figures for the card
@@ -618,11 +626,23 @@ def check_files(one: Round, folder: Path) -> None:
             raise StoreError(f"{path} is not what {FILE} says (sha256 {file.sha256[:12]}, {file.bytes} bytes)")
 
 
-def records_of(one: Round, folder: Path) -> tuple[list[dict[str, Any]], pa.Table]:
-    """The run records and training uses that were published with a round."""
+def records_of(one: Round, folder: Path) -> list[dict[str, Any]]:
+    """The run records that were published with a round."""
     runs = pa.Table.from_batches(read_rows(one, folder, "runs", pa.schema(list(RUNS))), pa.schema(list(RUNS)))
-    uses = pa.Table.from_batches(read_rows(one, folder, "uses", pa.schema(list(USES))), pa.schema(list(USES)))
-    return runs.to_pylist(), uses
+    return runs.to_pylist()
+
+
+def plans_of(one: Round, folder: Path) -> dict[str, Path]:
+    """The mixture plans that were published with a round, by the round they are of; each checked against its digest."""
+    found = {}
+    for file in one.files:
+        if match := re.fullmatch(r"tables/r\d+/plan-(\d{5})-of-\d{5}\.parquet", file.path):
+            plan, _ = read_plan(folder / file.path)
+            for value in plan["clip_id"].unique().to_pylist():
+                if not _ID.fullmatch(value):
+                    raise StoreError(f"{folder / file.path} names a clip {value!r}")
+            found[f"r{int(match[1])}"] = folder / file.path
+    return found
 
 
 def filter_of(where: str | None, name: str) -> str:

@@ -19,6 +19,7 @@ from store.publication import (
     facts_of,
     licences,
     parse,
+    plans_of,
     records_of,
     restore_round,
     write_round,
@@ -112,10 +113,10 @@ def test_what_cannot_be_published(tiny, tmp_path, name, where, said):
 
 def test_runs_come_without_the_names_of_machines(tiny, tmp_path):
     made = publish(tiny, tmp_path, "r1")
-    runs, uses = records_of(made.rounds["r1"], tmp_path)
+    runs = records_of(made.rounds["r1"], tmp_path)
     assert {one["round"] for one in runs} == {None, "r0", "r1"}
     assert {one["host"] for one in runs} == {""}
-    assert set(uses["round"].to_pylist()) == {"r0", "r1"}
+    assert set(plans_of(made.rounds["r1"], tmp_path)) == {"r0", "r1"}
     assert b"here" not in (tmp_path / "tables/r1/runs-00000-of-00001.parquet").read_bytes()
 
 
