@@ -239,7 +239,7 @@ def dataset_card(publication: Publication, told: Told) -> str:
         shapes=_shapes(publication), digests=_digests(publication), bins=BINS,
         load=_LOAD.format(repo=told.repo, name=newest.name, split=split), play=_PLAY,
         train=told.train or f"bagger fetch {told.repo} --revision {newest.name}\n"
-                            f"dvc repro --single-item mix@{newest.name} train@{newest.name}",
+                            f"python -m flows.mix --round {newest.name} && python -m flows.train --round {newest.name}",
         trainable=newest.name != SEED_ROUND or told.train is not None, bibtex=BIBTEX, file_picture=PICTURE,
     )  # fmt: skip
 

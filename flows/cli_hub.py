@@ -153,7 +153,8 @@ def publish_model(
 Examples:
   bagger fetch lab/clips --revision r2
   bagger clips --sort -drift --limit 5                       ask it
-  dvc repro --single-item mix@r2 train@r2                    train on it, with the seed clips that are here
+  dvc repro seed                                             your own seed clips, by the same base
+  python -m flows.mix --round r2 && python -m flows.train --round r2      train on both
 
 {TOKEN}"""
 )

@@ -17,6 +17,7 @@ from flows.stage import WORK_FOLDER, write_json
 from store.catalog import JSON_COLUMNS, SEED_ROUND, build_catalog
 from store.errors import StoreError
 from store.hub import Repo
+from store.mixture import plan_tables, read_plan, summary
 from store.publication import FILE, Publication, check_files, missing_tables, parse, plans_of, records_of, restore_round
 from store.schema import SEED
 from store.table import WorkingTable, table_names, write_manifest
@@ -88,10 +89,12 @@ def keep_runs(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
 
 
 def keep_plans(plans: Mapping[str, Path], folder: Path) -> None:
-    """Mixture plans where the stages leave them; one that is there stays."""
+    """Mixture plans where the stages leave them, with what they amount to; one that is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in plans.items():
         if not (folder / f"{name}.parquet").exists():
+            plan, digest = read_plan(path)
+            write_json(folder / f"{name}.json", {"plan_digest": digest, "tables": plan_tables(path), **summary(plan)})
             draft = folder / f".{name}.part"
             shutil.copyfile(path, draft)
             draft.replace(folder / f"{name}.parquet")

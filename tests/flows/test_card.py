@@ -59,7 +59,8 @@ def test_every_column_and_every_digest_stands_in_the_card(whole):
         assert model in card
     assert {"2512.12080", "2512.15702"} <= set(re.findall(r"eprint\s+= {(.*)}", card))
     assert card.count('revision="r2"') == 4
-    assert "bagger fetch team/bagger-toy --revision r2\ndvc repro --single-item mix@r2 train@r2" in card
+    assert "bagger fetch team/bagger-toy --revision r2\n" in card
+    assert "python -m flows.mix --round r2 && python -m flows.train --round r2" in card
 
 
 def test_what_is_not_there_is_not_told(whole):

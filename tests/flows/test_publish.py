@@ -411,6 +411,9 @@ def test_fetched_it_is_the_same_store(hub, project, tmp_path, monkeypatch):
         assert without_host(theirs.lineage(any_id)) == without_host(mine.lineage(any_id))
     assert theirs.clips(round="r2").equals(mine.clips(round="r2"))
     assert theirs.clips(at="r1", kind="all").num_rows == 6
+    assert {path.name for path in (there / "data" / "plans").iterdir()} == {
+        f"{name}.{ending}" for name in ("r0", "r1", "r2") for ending in ("parquet", "json")
+    }
     assert fetch(NAME, "r2", store=store).tables == []
     assert not (there / ".work" / "fetch" / "lab--clips").exists()
 
