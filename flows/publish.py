@@ -15,10 +15,9 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flows import paths
 from flows.card import Told, dataset_card, histogram
@@ -129,10 +128,10 @@ def change_of(
     old = (card or b"").decode("utf-8", "replace")
     kept = bool(old) and not untouched(old)
     files[CARD] = (edited(old, new) if kept else new).encode()
-    files[FILE] = whole.text().encode()
     files[CROISSANT] = (json.dumps(croissant(whole, told), indent=1, ensure_ascii=False) + "\n").encode()
     if picture := histogram(whole):
         files[PICTURE] = picture
+    files[FILE] = whole.text().encode()  # last: in a folder it says that all others are there
     before = {file.path for one in made if one.name in there.rounds for file in there.rounds[one.name].files}
     return whole, Change(files, sorted(before - set(files))), kept
 
@@ -192,8 +191,8 @@ def new_of(change: Change, there: Publication) -> list[str]:
     return sorted(path for path, sha256 in digests(change.files).items() if held.get(path) != sha256)
 
 
-def to_hub(request: Request, step: Callable[[str, Callable[[], Any]], Any] = lambda _, work: work()) -> Result:
-    """Publish a round: one commit, its tag, read back, recorded. step(name, work): runs each part of it."""
+def to_hub(request: Request) -> Result:
+    """Publish a round: one commit, its tag, read back, recorded."""
     repo = Repo(_named(request))
     with written(request) as (folder, made):
         result = Result(Publication({}))
@@ -208,19 +207,14 @@ def to_hub(request: Request, step: Callable[[str, Callable[[], Any]], Any] = lam
             result.files, result.new = _sizes(todo.files), new_of(todo, there)
             return todo
 
-        def send() -> Published:
-            repo.ensure(request.private)
-            title = f"Round {request.round}: {made[-1].facts['clips']} clips"
-            return publish(repo, request.round, change, title, retag=request.retag)
-
-        def check(where: Published) -> None:
-            wanted = {file.path: file.sha256 for one in made for file in one.files}
-            with counting_bar("reading back", "file") as progress:
-                repo.check(wanted, where.commit, progress)
-
-        where = result.where = step("send", send)
-        step("read back", lambda: check(where))
-        step("record", lambda: _record(request, repo, made[-1], where))
+        repo.ensure(request.private)
+        title = f"Round {request.round}: {made[-1].facts['clips']} clips"
+        where = result.where = publish(repo, request.round, change, title, retag=request.retag)
+        there, _ = state(repo, where.commit)
+        wanted = {file.path: file.sha256 for one in made for file in there.rounds[one.name].files}
+        with counting_bar("reading back", "file") as progress:
+            repo.check(wanted, where.commit, progress)
+        _record(request, repo, made[-1], where)
     return result
 
 
@@ -258,7 +252,7 @@ def main() -> None:
 
 
 def as_flow(request: Request) -> Result:
-    """`to_hub` as a Prefect flow, its parts as tasks."""
+    """`to_hub` as a Prefect flow of one task, with a table of the files as its artifact."""
     from flows.batches import publish_table, run_batches
 
     result: list[Result] = []

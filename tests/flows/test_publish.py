@@ -22,6 +22,7 @@ from store.errors import StoreError
 from store.hub import HubError
 from store.publication import FILE
 from store.published import publications
+from store.schema import RUNS
 from store.table import read_manifest
 from store.video import decode_video, encode_video
 from tests import conftest
@@ -214,6 +215,12 @@ def test_publishing_again_does_nothing(hub, project):
     again = to_hub(ask(project, "r1"))
     assert (again.where.made, again.where.commit) == (False, first.where.commit)
     assert len(hub.repo("datasets", NAME).commits) == 2
+
+
+def test_other_run_records_are_no_other_round(hub, project, monkeypatch):
+    to_hub(ask(project, "r1"))
+    monkeypatch.setattr("store.publication.runs_of", lambda store, name: RUNS.empty_table())
+    assert not to_hub(ask(project, "r1")).where.made
 
 
 def test_a_changed_round_is_a_new_commit_and_the_tag_stays(hub, project):
