@@ -250,15 +250,16 @@ def requests_of_a_publish(hub, project) -> int:
     return len(hub.requests) - before
 
 
-def test_failed_at_any_request_the_same_command_finishes_it(hub, project):
+def test_failed_at_any_request_the_same_command_finishes_it(hub, project, monkeypatch):
     """Every request of a publication fails once, for good until it is done again: refused, unheard, or unanswered."""
+    monkeypatch.setattr(publishing, "histogram", lambda _: b"drawn a hundred times, it takes longer than the rest")
     total = requests_of_a_publish(hub, project)
     want = dict(hub.repo("datasets", NAME).files("r1"))
     told = []
     for number in range(1, total + 1):
         how, name = ("500", "drop_after", "drop")[number % 3], f"lab/again-{number}"
         hub.heal()
-        hub.fail(at=number, how=how, times=10)
+        hub.fail(at=number, how=how, times=60)
         with contextlib.suppress(HubError):
             to_hub(ask(project, "r1", name))
             told.append(number)
@@ -270,7 +271,7 @@ def test_failed_at_any_request_the_same_command_finishes_it(hub, project):
         found = repo.files("r1")
         assert set(found) == set(want)
         assert {p for p in found if found[p] != want[p]} <= {"README.md", "croissant.json"}
-    assert len(told) < total / 4  # of most the client cannot make up by trying again
+    assert len(told) < total / 2  # the client makes up for some by trying again
 
 
 def test_killed_at_any_request_the_same_command_finishes_it(hub, project, tmp_path):
