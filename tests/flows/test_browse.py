@@ -243,7 +243,7 @@ def test_ends_at_once_and_alone(filmed_store, tmp_path, how, status):
     began = time.monotonic()
     process.send_signal(how)
     out, err = process.communicate(timeout=10)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     assert (process.returncode, out) == (status, "")
     assert "Traceback" not in err
     assert len(servers) == 1

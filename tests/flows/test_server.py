@@ -95,7 +95,7 @@ def test_one_server_for_a_run_and_no_orphan(project):
     third = subprocess.run(repro, capture_output=True, text=True)
     assert third.returncode == 0
     assert third.stderr.startswith("nothing to do")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def path() -> str:
