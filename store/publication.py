@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,6 @@ from store.catalog import SEED_ROUND, read_runs
 from store.dataset import LANCE_ERRORS, place, staged, write_fresh
 from store.digest import canonical_json, digest, file_sha256
 from store.errors import StoreError, few
-from store.expression import equals
 from store.manifest import Manifest, Tally, columns_of, read_manifest, write_manifest
 from store.mixture import read_plan
 from store.query import plain_rows
@@ -643,13 +642,3 @@ def plans_of(one: Round, folder: Path) -> dict[str, Path]:
                     raise StoreError(f"{folder / file.path} names a clip {value!r}")
             found[f"r{int(match[1])}"] = folder / file.path
     return found
-
-
-def filter_of(where: str | None, name: str) -> str:
-    """What `bagger clips --where` is given to find what was published of a round."""
-    return " AND ".join([equals("round", name), *([f"({where})"] if where else [])])
-
-
-def summary(publication: Publication) -> Mapping[str, int]:
-    """Clips by round."""
-    return {name: sum(file.rows for file in one.files if file.split) for name, one in publication.rounds.items()}
