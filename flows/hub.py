@@ -33,6 +33,8 @@ def main(params: Params) -> None:
             (folder / NOTE).write_text("Empty: hub.repo in params.yaml names no data set.\n", encoding="utf-8")
         else:
             commit, rows = open_rows(params)
+            folder = stage.work / f"hub-{commit}"  # what an earlier run has left of another commit is not continued
+            folder.mkdir(exist_ok=True)
             stage.outputs = {"repo": wanted.repo, "commit": commit}
             count = fill(folder, rows, params, commit, stage.label)
             if not count:

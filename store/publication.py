@@ -45,6 +45,7 @@ from store.schema import (
     SEED,
     table_schema,
 )
+from store.stats import QUANTILES
 from store.table import row_offsets
 
 if TYPE_CHECKING:
@@ -417,7 +418,6 @@ def _copy_plans(store: "Store", name: str, folder: Path) -> list[File]:
 
 BINS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # of drift; the last is open
 COUNTED = ("drift_part", "reversal_class", "marker_style", "rewriter_kind", "verdict", "gates")
-QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
 
 
 def facts_of(store: "Store", entries: pa.Table) -> dict[str, Any]:
