@@ -24,8 +24,9 @@ from markupsafe import Markup
 
 from flows.markdown import DASH, clean, code, page, table
 from store.catalog import SEED_ROUND
+from store.figures import BINS
 from store.licence import judged
-from store.publication import ALL, BINS, File, Publication, Round, columns
+from store.publication import ALL, File, Publication, Round, columns
 from store.schema import DRIFT_PARTS, NO_PART
 
 SPLITS = ("corrective", "seed", "heldout")

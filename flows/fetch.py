@@ -18,7 +18,8 @@ from store.catalog import JSON_COLUMNS, SEED_ROUND, build_catalog
 from store.errors import StoreError
 from store.hub import Repo
 from store.mixture import plan_tables, read_plan, summary
-from store.publication import FILE, Publication, check_files, missing_tables, parse, plans_of, records_of, restore_round
+from store.publication import FILE, Publication, parse
+from store.restoring import check_files, missing_tables, plans_of, records_of, restore_round
 from store.schema import SEED
 from store.table import WorkingTable, table_names, write_manifest
 

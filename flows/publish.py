@@ -1,7 +1,8 @@
 """Publish a round to the Hugging Face Hub: files, card and croissant.json in one commit, then a tag.
 
 `bagger publish` does it at once; `python -m flows.publish --round r2 --repo ORG/NAME` does the same as a Prefect flow.
-What is published and how it is read again is in store/publication.py, how the Hub is written in store/hub.py.
+What is published is in store/publication.py, how its files are made in store/shards.py, how the Hub is written in
+store/hub.py.
 
 Notable: whatever stops it, the same command finishes it: files are written anew with equal bytes, those that are on the
 Hub are not sent again, a commit is made once, and the tag follows.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import shutil
 import tempfile
@@ -30,9 +30,10 @@ from store import Store
 from store.catalog import SEED_ROUND
 from store.errors import StoreError
 from store.hub import Change, Published, Repo, digests, publish, refuse_foreign
-from store.licence import FORBIDDEN, OPEN, judged
-from store.publication import FILE, Publication, Round, licences, parse, write_round
+from store.licence import FORBIDDEN, OPEN, judged, licences
+from store.publication import FILE, Publication, Round, parse
 from store.published import record
+from store.shards import write_round
 
 CARD, CROISSANT, PICTURE = "README.md", "croissant.json", "assets/drift.png"
 
@@ -214,17 +215,9 @@ def to_hub(request: Request) -> Result:
         wanted = {file.path: file.sha256 for one in made for file in there.rounds[one.name].files}
         with counting_bar("reading back", "file") as progress:
             repo.check(wanted, where.commit, progress)
-        _record(request, repo, made[-1], where)
+        tables = {name: manifest.digest for name, manifest in made[-1].tables.items()}
+        record(request.store, repo, where.commit, request.round, digest=made[-1].digest, tables=tables)
     return result
-
-
-def _record(request: Request, repo: Repo, made: Round, where: Published) -> None:
-    tables = {name: manifest.digest for name, manifest in made.tables.items()}
-    record(request.store, {
-        "kind": repo.kind, "repo": repo.name, "endpoint": repo.api.endpoint, "revision": where.commit,
-        "tag": request.round, "round": request.round, "digest": made.digest, "tables": tables,
-        "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    })  # fmt: skip
 
 
 def _named(request: Request) -> str:

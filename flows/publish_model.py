@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -108,11 +107,7 @@ def to_hub(request: Request) -> Result:
     where = result.where = publish(repo, request.round, change, f"Model of round {request.round}", retag=request.retag)
     with counting_bar("reading back", "file") as progress:
         repo.check(digests(files_of(request.round)), where.commit, progress)
-    record(request.store, {
-        "kind": repo.kind, "repo": repo.name, "endpoint": repo.api.endpoint, "revision": where.commit,
-        "tag": request.round, "round": request.round, "model_digest": facts.digest,
-        "published_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    })  # fmt: skip
+    record(request.store, repo, where.commit, request.round, model_digest=facts.digest)
     return result
 
 

@@ -145,16 +145,16 @@ class Repo:
                 raise
         return str(made.oid)
 
-    def tags(self) -> dict[str, str]:
-        """Commit by tag."""
+    def tagged(self, name: str) -> str | None:
+        """The commit that a tag names; None for no such tag."""
         with self._errors("read"):
             refs = self.api.list_repo_refs(self.name, repo_type=self.kind)
             # A tag's own object is not the commit that it names.
-            return {one.name: self.resolve(one.name) for one in refs.tags}
+            return self.resolve(name) if name in {one.name for one in refs.tags} else None
 
     def tag(self, name: str, commit: str, move: bool = False) -> str:
         """Name a commit, unless the name is taken by another and may not move; gives the commit it now names."""
-        there = self.tags().get(name)
+        there = self.tagged(name)
         if there in (None, commit) or move:
             with self._errors("write to"):
                 if there not in (None, commit):
@@ -281,7 +281,7 @@ def publish(
         todo = change(head)
         if todo is None:
             # Perhaps committed by a call that did not live to tag it, with others' commits since.
-            there = repo.tags().get(tag)
+            there = repo.tagged(tag)
             if there is not None and change(there) is None:
                 return Published(there, there, False)
             commit = repo.oldest_since(head, lambda one: change(one) is None)

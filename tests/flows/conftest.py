@@ -12,7 +12,8 @@ import pytest
 from flows.cli import main
 from store import Store
 from store.catalog import build_catalog
-from store.publication import Publication, write_round
+from store.publication import Publication
+from store.shards import write_round
 from store.table import table_names
 
 GIT = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")

@@ -6,7 +6,8 @@ from huggingface_hub import DatasetCard
 
 from flows.card import LICENSES, SIGNS, Told, dataset_card, histogram, license_of, size_category
 from flows.markdown import clean
-from store.publication import BINS, FILE, Publication, columns, parse
+from store.figures import BINS
+from store.publication import FILE, Publication, columns, parse
 from tests.flows.cards import FORMS, HOSTILE, TOLD, front, only, poisoned, same_structure, text_of, with_facts
 
 

@@ -2,7 +2,7 @@
 
 Two clones of what is in the working tree now, with tests/smoke.yaml as params.yaml, run at the same time:
 - `loop` runs `python -m flows.repro` from beginning to end, undisturbed;
-- `interrupted` runs it until evaluate@r1; its rollout@r1 is killed between two batches, first the stage, then dvc.
+- `interrupted` runs it until evaluate_r0 and mix@r1; in rollout@r1 first the stage, then dvc is killed between batches.
 """
 
 import contextlib
@@ -188,7 +188,7 @@ def interrupted(source, running, tmp_path_factory) -> SimpleNamespace:
     """A second run, whose rollout@r1 is killed twice on the way; with a record of what was seen."""
     root = clone(source, tmp_path_factory.mktemp("interrupted") / "clone")
     log = root.parent / "log"
-    command = (root, log, "flows.repro", "evaluate@r1")
+    command = (root, log, "flows.repro", "evaluate_r0", "mix@r1")
     census = Census(root)
     census.start()
 
@@ -259,7 +259,7 @@ def test_two_runs_give_the_same_digests(interrupted, loop):
     patterns = ("data/manifests/*.json", "data/plans/*", "data/*.json", "data/*.csv", "models/*/bagger.json")
     patterns += ("models/*/*/*.safetensors", "metrics/**/*.*", "evaluation/*/*.csv")
     same = sorted({p.relative_to(root) for pattern in patterns for p in root.glob(pattern) if p.is_file()})
-    made = ("data/manifests/clips_r1.json", "data/plans/r1.parquet", "models/r1/bagger.json", "metrics/r1.json")
+    made = ("data/manifests/clips_r1.json", "data/plans/r1.parquet", "models/r0/bagger.json", "metrics/r0.json")
     assert set(map(Path, made)) <= set(same)
     for name in same:
         assert (interrupted.root / name).read_bytes() == (loop.root / name).read_bytes(), name

@@ -219,7 +219,7 @@ def test_publishing_again_does_nothing(hub, project):
 
 def test_other_run_records_are_no_other_round(hub, project, monkeypatch):
     to_hub(ask(project, "r1"))
-    monkeypatch.setattr("store.publication.runs_of", lambda store, name: RUNS.empty_table())
+    monkeypatch.setattr("store.shards.runs_of", lambda store, name: RUNS.empty_table())
     assert not to_hub(ask(project, "r1")).where.made
 
 
@@ -350,7 +350,7 @@ def test_licences_decide(hub, project, monkeypatch):
 
             return pa.array([license] * entries.num_rows, pa.string())
 
-        monkeypatch.setattr("store.publication._licences", rows)
+        monkeypatch.setattr("store.licence.licences_of", rows)
 
     def refused(said, **more):
         with pytest.raises(StoreError, match=said):

@@ -58,7 +58,8 @@ def test_tags_stay_unless_told_to_move(hub):
     assert repo.tag("r1", head) == head
     assert repo.tag("r1", later) == head
     assert repo.tag("r1", later, move=True) == later
-    assert repo.tags() == {"r1": later} == hub.repo("datasets", NAME).tags
+    assert hub.repo("datasets", NAME).tags == {"r1": repo.tagged("r1")} == {"r1": later}
+    assert repo.tagged("r2") is None
 
 
 def add(name: str, data: bytes):

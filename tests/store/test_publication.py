@@ -6,25 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from store import Store, publication
+from store import Store, shards
 from store.errors import StoreError
-from store.publication import (
-    FILE,
-    File,
-    Publication,
-    Round,
-    check_files,
-    columns,
-    data_schema,
-    facts_of,
-    licences,
-    parse,
-    plans_of,
-    records_of,
-    restore_round,
-    write_round,
-)
+from store.figures import figures
+from store.licence import licences
+from store.publication import FILE, File, Publication, Round, columns, data_schema, parse
+from store.restoring import check_files, plans_of, records_of, restore_round
 from store.schema import DRIFT_PARTS
+from store.shards import write_round
 from store.table import content_manifest, read_manifest
 
 
@@ -121,8 +110,8 @@ def test_runs_come_without_the_names_of_machines(tiny, tmp_path):
 
 
 def test_large_rounds_are_cut_into_shards_and_row_groups(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(publication, "SHARD_BYTES", 1)
-    monkeypatch.setattr(publication, "_TAKE_ROWS", 1)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr(shards, "TAKE_ROWS", 1)
     made = publish(tiny, tmp_path / "out", "r0", "r1")
     assert [file.path for file in made.rounds["r1"].splits()["corrective"]] == [
         "data/r1/corrective-00000-of-00002.parquet", "data/r1/corrective-00001-of-00002.parquet",
@@ -153,10 +142,10 @@ def test_facts_leave_out_what_no_clip_has(tiny):
     for name, values in (("drift_motion", unknown), ("drift_cast", some)):
         where = entries.schema.get_field_index(name)
         entries = entries.set_column(where, entries.schema.field(where), values)
-    parts = facts_of(store, entries)["parts"]
+    parts = figures(store, entries)["parts"]
     assert parts.keys() == DRIFT_PARTS.keys() - {"motion"}
     assert parts["cast"] == -0.5
-    assert "rewrite_models" not in facts_of(store, entries.slice(0, 1))
+    assert "rewrite_models" not in figures(store, entries.slice(0, 1))
 
 
 # ---------------------------------------------------------------- with distrust
