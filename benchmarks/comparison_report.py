@@ -390,11 +390,16 @@ def brief_table(results: Results, length: int, keys: Sequence[Key], other: Key) 
 def fill_findings(results: Results, path: Path) -> None:
     """Renew the tables of docs/findings.md, which stand between `<!-- TABLE name -->` and `<!-- end -->`."""
     main = [key for key in results.keys if key[0] not in ARMS or ARMS[key[0]].group == "main"]
-    kin = [key for key in results.keys if key[0] in ARMS and ARMS[key[0]].against == "corrupted_history"]
+
+    def kin(name: str) -> list[Key]:
+        """The variants of an arm that have all seeds."""
+        found = [key for key in results.keys if key[0] in ARMS and key[0] != name and ARMS[key[0]].against == name]
+        return [key for key in found if np.isfinite(results.values(key, results.lengths[0], "drift")).any(1).all()]
+
     made = {f"{length}x": brief_table(results, length, main, ("df", 0)) for length in results.lengths}
-    corrupted = ("corrupted_history", 0)
-    made |= {f"corrupted {length}x": brief_table(results, length, [corrupted, *kin], corrupted)
-             for length in results.lengths}  # fmt: skip
+    for title, key in (("corrupted", ("corrupted_history", 0)), ("open", ("bagger", ARMS["bagger"].rounds))):
+        made |= {f"{title} {length}x": brief_table(results, length, [key, *kin(key[0])], key)
+                 for length in results.lengths}  # fmt: skip
     parts = re.split(r"(<!-- TABLE (.+?) -->).*?(<!-- end -->)", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     out = [parts[0]]
     for start, name, end, text in zip(*(parts[k::4] for k in (1, 2, 3, 4)), strict=True):
