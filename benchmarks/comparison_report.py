@@ -397,9 +397,14 @@ def fill_findings(results: Results, path: Path) -> None:
         return [key for key in found if np.isfinite(results.values(key, results.lengths[0], "drift")).any(1).all()]
 
     made = {f"{length}x": brief_table(results, length, main, ("df", 0)) for length in results.lengths}
-    for title, key in (("corrupted", ("corrupted_history", 0)), ("open", ("bagger", ARMS["bagger"].rounds))):
-        made |= {f"{title} {length}x": brief_table(results, length, [key, *kin(key[0])], key)
-                 for length in results.lengths}  # fmt: skip
+    corrupted, longer = ("corrupted_history", 0), ("corrupted_history_x2", 0)
+    compared = {
+        "corrupted": (corrupted, kin("corrupted_history")),
+        "compute": (longer, [key for key in kin("corrupted_history") if ARMS[key[0]].rounds]),
+        "open": (("bagger", ARMS["bagger"].rounds), kin("bagger")),
+    }
+    for title, (key, others) in compared.items():
+        made |= {f"{title} {length}x": brief_table(results, length, [key, *others], key) for length in results.lengths}
     parts = re.split(r"(<!-- TABLE (.+?) -->).*?(<!-- end -->)", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     out = [parts[0]]
     for start, name, end, text in zip(*(parts[k::4] for k in (1, 2, 3, 4)), strict=True):
