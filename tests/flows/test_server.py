@@ -22,7 +22,8 @@ from flows.command import command
 from flows.stage import Stage
 
 def work(number):
-    Path("pids").write_text(f"{os.getpid()}")
+    Path("pid.part").write_text(f"{os.getpid()}")
+    os.replace("pid.part", "pid")  # whoever sees the file may read it
     time.sleep(60 if Path("hang").exists() else 0)
     return os.environ["PREFECT_API_URL"]
 
@@ -70,11 +71,11 @@ def test_one_server_for_a_run_and_no_orphan(project):
     Path("hang").touch()
     running = subprocess.Popen(repro)
     deadline = time.monotonic() + 60
-    while not Path("pids").exists():
+    while not Path("pid").exists():
         assert time.monotonic() < deadline
         assert running.poll() is None
         time.sleep(0.1)
-    stage = int(Path("pids").read_text())
+    stage = int(Path("pid").read_text())
     servers = [pid for pid, (parent, words) in processes().items() if parent == running.pid and "flows.server" in words]
     assert len(servers) == 1  # of the run; the stage has none of its own
     assert not [pid for pid, (parent, words) in processes().items() if parent == stage and "flows.server" in words]
