@@ -7,10 +7,11 @@ Notable:
   (`bagger clips | head`), as for any Unix tool.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,13 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter of a prompt shows "?"
     try:
-        status = app(arguments, prog_name="bagger", standalone_mode=False)
+        status = _command()(arguments, prog_name="bagger", standalone_mode=False)
     except USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "bagger"
         say(f"error: {error.format_message()} (see `{where} --help`)")  # type: ignore[attr-defined]
         status = 2
     raise SystemExit(status or 0)
+
+
+@functools.cache
+def _command() -> Any:
+    """The commands as Click has them."""
+    return typer.main.get_command(app)
 
 
 @app.callback(

@@ -242,10 +242,10 @@ def _loaded_code() -> dict[str, str]:
     """Digest of every source file of this project that is loaded."""
     root = Path(__file__).resolve().parent.parent
     files = set()
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and Path(file).resolve().is_relative_to(root):
+        if file and name.partition(".")[0] in OUR_ROOMS:
             path = Path(file).resolve()
-            if path.relative_to(root).parts[0] in OUR_ROOMS:
+            if path.is_relative_to(root) and path.relative_to(root).parts[0] in OUR_ROOMS:
                 files.add(path)
     return {path.relative_to(root).as_posix(): file_sha256(path) for path in files}

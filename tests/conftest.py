@@ -4,8 +4,10 @@ The store has two rounds, three train clips and one held-out, two rollouts a rou
 (`seed-0`, `clip-r1-1`) so that tests can say what they expect.
 """
 
+import copy
 import json
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch: tests run side by side, one core each
 
@@ -281,9 +283,12 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture
-def tiny_copy(tmp_path) -> SimpleNamespace:
+def tiny_copy(tiny, tmp_path) -> SimpleNamespace:
     """A store of one's own, to be changed."""
-    return build(tmp_path)
+    shutil.copytree(tiny.root, tmp_path, dirs_exist_ok=True)
+    own = {"root": tmp_path, "store": tmp_path / "store", "runs": copy.deepcopy(tiny.runs)}
+    own["files"] = {name: tmp_path / path.relative_to(tiny.root) for name, path in tiny.files.items()}
+    return SimpleNamespace(**{**vars(tiny), **own})
 
 
 @pytest.fixture(scope="session")

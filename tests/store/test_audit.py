@@ -45,9 +45,9 @@ def rewrite(tiny, name: str, change) -> None:
     write_manifest(content_manifest(tiny.store, name), tiny.root / "manifests" / f"{name}.json")
 
 
-def test_a_whole_store_has_no_findings_and_progress_ends_at_its_end(tiny):
+def test_a_whole_store_has_no_findings_and_progress_ends_at_its_end(tiny, tmp_path):
     told = []
-    path = tiny.root / "catalog.json"
+    path = tmp_path / "catalog.json"
     write_manifest(tiny.manifest, path)
     assert look(tiny, catalog_manifest=path, rounds=["r1", "r2"], progress=lambda *one: told.append(one)) == []
     assert told[-1] == (20, 20)  # 4 seed clips, 2 rounds of 2 rollouts, rewrites, scores, clips
