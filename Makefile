@@ -11,8 +11,10 @@ TORCH_INDEX_URL ?= $(shell cat $(VENV)/torch-index-url 2>/dev/null)
 PINS := $(shell { cat pyproject.toml constraints.txt; echo "$(TORCH_INDEX_URL)"; } | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Python compiles what it imports; to compile all that is installed takes longer than to install it.
+# pip would compile on one core.
 INSTALL := $(PIP) install --no-compile -c constraints.txt
+# One more than cores, for tests wait for processes and servers; each takes 2 GB.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN) || cores=3; echo $$((cores < 3 ? cores + 1 : 4)))
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -28,7 +30,7 @@ repro: $(READY)   ## the loop: toy world, base, seed training, BAgger rounds, re
 	@python -m flows.repro $(ARGS)
 
 test: $(READY)    ## the tests, on all cores
-	@python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY)   ## style, types, and who may import whom
 	@ruff check .
@@ -59,6 +61,7 @@ $(READY):
 	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
 	   $(INSTALL) --no-deps --force-reinstall --index-url "$(TORCH_INDEX_URL)" torch; fi
 	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[browse,dev,s3]'
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # files for other Pythons are among them
 	@$(PIP) check
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
 	@echo "$(TORCH_INDEX_URL)" > $(VENV)/torch-index-url

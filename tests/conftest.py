@@ -336,6 +336,30 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory) -> Path:
+    """What a project has as `.prefect` before its first run, to be copied: Prefect takes its time to make a database.
+    All workers share one."""
+    from filelock import FileLock
+
+    from flows.server import HOME, prefect_server
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    project = root / "prefect"
+    with FileLock(root / "prefect.lock"), pytest.MonkeyPatch.context() as patch:
+        if not project.exists():
+            draft = root / "prefect.draft"
+            draft.mkdir()
+            patch.chdir(draft)
+            patch.delenv("PREFECT_API_URL", raising=False)
+            with prefect_server():
+                pass
+            draft.rename(project)
+    return project / HOME
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a whole pipeline in the toy base's layout, small and random, for 32x32 pixels and 8x8 latents."""
     import torch

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import threading
 import time
 import urllib.request
@@ -14,15 +15,16 @@ from PIL import Image
 
 from flows.batches import per_thread, publish_sheet, publish_table, run_batches
 from flows.progress import progress_bar
-from flows.server import prefect_server
+from flows.server import HOME, prefect_server
 from flows.stage import StageError
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, prefect_home):
     """One server for all tests here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("server"))
+        shutil.copytree(prefect_home, HOME)
         patch.delenv("PREFECT_API_URL", raising=False)
         with prefect_server() as url:
             yield url

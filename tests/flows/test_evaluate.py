@@ -1,6 +1,7 @@
 """The stage as a whole, on a tiny model: what it leaves, that it repeats itself, that it goes on where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from flows.distance import Watcher
 from flows.evaluated import Evaluated, read_tables
 from flows.params import load_params
 from flows.scorer import project_scorer
-from flows.server import prefect_server
+from flows.server import HOME, prefect_server
 from model import drift, features
 from store.digest import digest
 from store.video import decode_video
@@ -19,13 +20,14 @@ from tests.flows.heldout import CLIPS, FRAMES, project
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_base):
+def made(tmp_path_factory, tiny_base, prefect_home):
     """Round r0 evaluated, which was stopped before the end, and r1, which is the same model, without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("evaluate"))
         params = project(tiny_base)
         project_scorer(params, "evaluation")  # loads all code: work in progress is told apart by the code loaded
         Watcher(params)
+        shutil.copytree(prefect_home, HOME)
         with prefect_server():
             Path("evaluation").write_text("in the way")
             with pytest.raises(OSError, match="evaluation"):

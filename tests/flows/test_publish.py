@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from flows import publish as publishing
 from flows.fetch import FetchError, fetch
 from flows.publish import Request, plan, to_folder, to_hub
+from flows.server import HOME
 from store import Store
 from store.digest import bytes_sha256
 from store.errors import StoreError
@@ -96,8 +98,6 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def project(world, here):
     """A copy of that store as a project's own."""
-    import shutil
-
     shutil.copytree(world.root, here / "data", ignore=shutil.ignore_patterns("work"))
     return SimpleNamespace(root=here, store=here / "data" / "store", whole=world)
 
@@ -351,7 +351,8 @@ def test_what_was_changed_on_the_way_is_noticed(hub, project, monkeypatch):
     assert publications(project.store) == []
 
 
-def test_as_a_flow(hub, project, tmp_path):
+def test_as_a_flow(hub, project, tmp_path, prefect_home):
+    shutil.copytree(prefect_home, project.root / HOME)
     env = os.environ | hub.environment | {"HF_TOKEN": "hf_ada", "HF_HOME": str(tmp_path / "home"),
                                           "PYTHONPATH": str(Path(publishing.__file__).parents[1])}  # fmt: skip
     command = [sys.executable, "-m", "flows.publish", "--round", "r1", "--repo", NAME]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from flows.batches import FlowRun
 from flows.overrides import OverridesError
 from flows.params import load_params
 from flows.rewriter import row_of
+from flows.server import HOME
 from model.chat import ChatError
 from model.rewrite import Attempt, versions
 from model.rewrite import rewrite as reverse
@@ -360,7 +362,8 @@ def start(root: Path) -> subprocess.Popen:
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_run_is_finished_by_asking_only_what_is_missing(project, server):
+def test_a_killed_run_is_finished_by_asking_only_what_is_missing(project, server, prefect_home):
+    shutil.copytree(prefect_home, HOME)
     prompts = [f"a {color} ball number {n} rolls to the left" for n in range(8) for color in ("red", "green", "blue")]
     project.seal("r1", prompts)
     params = project.params(server)

@@ -19,7 +19,7 @@ from flows import catalog, correct, evaluate, mix, natural, report, rewrite, rol
 from flows.command import command
 from flows.params import load_params
 from flows.seed import main
-from flows.server import prefect_server
+from flows.server import HOME, prefect_server
 from store import Store
 from store.latents import unpack_latents
 from store.schema import SCHEMA_VERSION, VERSION_KEY
@@ -31,10 +31,11 @@ SMOKE = ROOT / "tests" / "smoke.yaml"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
+def server(tmp_path_factory, prefect_home):
     """One Prefect server for all stages of this file."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("server"))
+    shutil.copytree(prefect_home, HOME)
     try:
         with prefect_server() as url:
             yield url

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import ServerError, prefect_server
+from flows.server import HOME, ServerError, prefect_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,13 +38,14 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, prefect_home):
     """A DVC project of one stage that fans out, as the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(prefect_home, HOME)
     Path("demo.py").write_text(STAGE)
     Path("dvc.yaml").write_text("stages:\n  demo:\n    cmd: python demo.py\n    deps: [demo.py]\n    outs: [out]\n")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
