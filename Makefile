@@ -60,7 +60,7 @@ $(READY):
 	@$(INSTALL) --upgrade pip  # it resolves in a third of the time that Python's own takes
 	@if [ -n "$(TORCH_INDEX_URL)" ]; then \
 	   $(INSTALL) --no-deps --force-reinstall --index-url "$(TORCH_INDEX_URL)" torch; fi
-	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[browse,dev,s3]'
+	@PYTHONWARNINGS=ignore $(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") -e '.[browse,dev,s3]'
 	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true  # files for other Pythons are among them
 	@$(PIP) check
 	@[ -e .git ] || $(BIN)/dvc config --local core.no_scm true
