@@ -24,7 +24,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:             ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1@/' | awk -F@ '{printf "make %-8s %s\n", $$1, $$2}'
 
-setup: $(READY)   ## .venv with everything, pinned (about 2 minutes and 2 GB the first time)
+setup: $(READY)   ## .venv with everything, pinned (about 3 minutes and 4 GB the first time)
 
 repro: $(READY)   ## the loop: toy world, base, seed training, BAgger rounds, report; only what is not up to date
 	@python -m flows.repro $(ARGS)
