@@ -82,7 +82,7 @@ def test_one_server_for_a_run_and_no_orphan(project):
     assert not [pid for pid, (parent, words) in processes().items() if parent == stage and "flows.server" in words]
     running.send_signal(signal.SIGKILL)
     running.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while {stage, servers[0]} & set(processes()):
         assert time.monotonic() < deadline, "an orphan stays"
         time.sleep(0.1)

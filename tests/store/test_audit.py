@@ -356,12 +356,12 @@ def test_a_missing_parent_is_one_finding_and_many_orphans_take_no_longer(tiny_co
     ]
     assert {one.repair for one in found} == {f"dvc checkout --force {tiny_copy.store}/rollouts_r1.lance"}
     (scores,) = rows.scores("r2")[:1]
-    many = [scores | {"rollout_id": f"rollout-{n}", "was_derived_from": ["rollout-r2-0"]} for n in range(5_000)]
+    many = [scores | {"rollout_id": f"rollout-{n}", "was_derived_from": ["rollout-r2-0"]} for n in range(20_000)]
     rows.seal(tiny_copy.root, "scores_r2", many)
     began = time.process_time()
     found = [one for one in look(tiny_copy, tables=["scores_r2"]) if one.check == "orphan"]
-    assert len(found) == 5_000
-    assert time.process_time() - began < 2  # 5 s where each orphan is looked for by itself
+    assert len(found) == 20_000
+    assert time.process_time() - began < 5  # 20 s where each orphan is looked for by itself
 
 
 def test_what_a_server_says_is_not_repeated(tiny):
